@@ -1,0 +1,25 @@
+// fp16: a cast to IEEE binary16, round to nearest even, saturating at 65504.
+#pragma once
+
+#include "base/half.h"
+#include "codecs/dense.h"
+
+namespace dance {
+
+struct Fp16 {
+  static constexpr uint8_t id = 1;
+  static constexpr const char* name = "fp16";
+  static constexpr uint32_t bits = 16;
+  static constexpr Statistic statistic = Statistic::none;
+  struct Coder {
+    float scale;
+  };
+  DANCE_HD static Coder coder(float, uint32_t) { return {1.0f}; }
+  DANCE_HD static Coded encode(Coder, float value) {
+    const uint32_t code = float_to_half(value);
+    return {code, half_to_float(code)};
+  }
+  DANCE_HD static float decode(uint32_t code, float) { return half_to_float(code); }
+};
+
+}  // namespace dance

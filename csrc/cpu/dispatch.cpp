@@ -1,0 +1,89 @@
+// Chooses the CPU target at run time.
+#include "cpu/dispatch.h"
+
+#include <cstdlib>
+
+#include "base/error.h"
+
+namespace dance::cpu {
+namespace {
+
+struct Target {
+  const char* name;
+  const Kernels& (*kernels)();
+  bool (*supported)();
+};
+
+bool always() { return true; }
+
+#if defined(DANCE_HAS_AVX2)
+bool has_avx2() { return __builtin_cpu_supports("avx2") != 0; }
+#endif
+#if defined(DANCE_HAS_AVX512)
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+// From the plainest to the widest: without DANCE_CPU the last supported one is used.
+const std::vector<Target>& built() {
+  static const std::vector<Target> list = {
+      {"baseline", kernels_baseline, always},
+#if defined(DANCE_HAS_NEON)
+      {"neon", kernels_neon, always},
+#endif
+#if defined(DANCE_HAS_AVX2)
+      {"avx2", kernels_avx2, has_avx2},
+#endif
+#if defined(DANCE_HAS_AVX512)
+      {"avx512", kernels_avx512, has_avx512},
+#endif
+  };
+  return list;
+}
+
+std::string join(const std::vector<std::string>& names) {
+  std::string text;
+  for (const auto& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+const Kernels& choose() {
+  const char* forced = std::getenv("DANCE_CPU");
+  if (forced == nullptr || *forced == '\0') {
+    const Target* best = &built().front();
+    for (const auto& target : built()) {
+      if (target.supported()) best = &target;
+    }
+    return best->kernels();
+  }
+  const std::string name = forced;
+  for (const auto& target : built()) {
+    if (name != target.name) continue;
+    if (!target.supported()) {
+      throw UnavailableError("DANCE_CPU=" + name +
+                             ": this CPU lacks these instructions; unset DANCE_CPU or choose baseline");
+    }
+    return target.kernels();
+  }
+  const bool known = name == "avx2" || name == "avx512" || name == "neon";
+  const std::string remedy = "; this build has " + join(targets()) + "; unset DANCE_CPU to choose by itself";
+  if (known) throw UnavailableError("DANCE_CPU=" + name + ": not in this build" + remedy);
+  throw ArgumentError("DANCE_CPU=" + name + ": unknown CPU target" + remedy);
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels& chosen = choose();
+  return chosen;
+}
+
+std::vector<std::string> targets() {
+  std::vector<std::string> names;
+  for (const auto& target : built()) names.emplace_back(target.name);
+  return names;
+}
+
+}  // namespace dance::cpu

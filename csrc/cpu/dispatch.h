@@ -1,0 +1,18 @@
+// Chooses the CPU target at run time; DANCE_CPU=baseline|avx2|avx512|neon forces one.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace dance::cpu {
+
+// The kernels in use. The choice is made at the first call and kept; throws ArgumentError when DANCE_CPU names an
+// unknown target and UnavailableError when this build or this CPU lacks it.
+const Kernels& kernels();
+
+// Names of the targets in this build, from the plainest to the widest.
+std::vector<std::string> targets();
+
+}  // namespace dance::cpu

@@ -1,0 +1,71 @@
+// The table of loops that each CPU target provides, and the plain structs they take.
+#pragma once
+
+#include <cstdint>
+
+namespace dance::cpu {
+
+enum class Operation : int {
+  encode = 0,      // v = x
+  feedback = 1,    // v = x + state; state = v - decoded
+  difference = 2,  // v = x - state; state += decoded
+};
+constexpr int kNumOperations = 3;
+constexpr int kNumDense = 5;
+
+// `state` is the residual of feedback or the reference of difference, and unused by encode.
+struct EncodeJob {
+  const float* x;
+  float* state;
+  uint8_t* codes;
+  float* scales;
+  uint64_t numel;
+  uint32_t block;
+};
+
+struct DecodeJob {
+  const uint8_t* codes;
+  const float* scales;
+  float* out;
+  uint64_t numel;
+  uint32_t block;
+  float weight;
+};
+
+// What a selector reads: the same v as above.
+struct SelectJob {
+  const float* x;
+  float* state;
+  uint64_t numel;
+};
+
+struct Candidate {
+  uint32_t index;
+  float value;
+};
+
+// Blocks first <= b < last; returns the index of the first non-finite element of a block that was sent as zeros, or -1.
+using EncodeBlocks = int64_t (*)(const EncodeJob&, uint64_t first, uint64_t last);
+using DecodeBlocks = void (*)(const DecodeJob&, uint64_t first, uint64_t last);
+
+struct Kernels {
+  const char* target;
+  uint8_t dense_ids[kNumDense];
+  EncodeBlocks encode[kNumDense][kNumOperations];
+  DecodeBlocks decode[kNumDense][2];  // [1] adds to out
+  // Adds the first radix digit of every key in [first, last) to histogram[TopK::kBins].
+  void (*histogram[kNumOperations])(const SelectJob&, uint64_t first, uint64_t last, uint64_t* histogram);
+  // Collects, in order of index, every element whose key is >= lowest, and finishes the state of all others; returns
+  // their number and lowers *first_nonfinite. A non-finite v is collected as it is when its key, 0, is high enough.
+  uint64_t (*collect[kNumOperations])(const SelectJob&, uint64_t first, uint64_t last, uint32_t lowest, Candidate* out,
+                                      int64_t* first_nonfinite);
+  void (*mix)(float* x, const float* neighbour_sum, const float* reference, float step_size, uint64_t first,
+              uint64_t last);
+};
+
+const Kernels& kernels_baseline();
+const Kernels& kernels_avx2();
+const Kernels& kernels_avx512();
+const Kernels& kernels_neon();
+
+}  // namespace dance::cpu

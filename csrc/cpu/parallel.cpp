@@ -1,0 +1,140 @@
+// A pool of threads that splits a range of blocks into contiguous parts.
+#include "cpu/parallel.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
+#include <thread>
+
+#include "base/error.h"
+
+namespace dance::cpu {
+namespace {
+
+uint32_t from_environment(const char* name) {
+  const char* text = std::getenv(name);
+  if (text == nullptr) return 0;
+  const long value = std::strtol(text, nullptr, 10);
+  return value >= 1 && value <= static_cast<long>(kMaxThreads) ? static_cast<uint32_t>(value) : 0;
+}
+
+uint32_t usable_cpus() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
+  const int count = CPU_COUNT(&set);
+  return count < 1 ? 1 : count > static_cast<int>(kMaxThreads) ? kMaxThreads : static_cast<uint32_t>(count);
+}
+
+uint32_t default_num_threads() {
+  if (const uint32_t own = from_environment("DANCE_NUM_THREADS")) return own;
+  if (const uint32_t openmp = from_environment("OMP_NUM_THREADS")) return openmp;
+  return usable_cpus();
+}
+
+std::atomic<uint32_t>& num_threads_setting() {
+  static std::atomic<uint32_t> setting{default_num_threads()};
+  return setting;
+}
+
+struct Task {
+  void (*body)(void*, uint32_t, uint64_t, uint64_t) = nullptr;
+  void* context = nullptr;
+  uint64_t num_items = 0;
+  uint32_t num_parts = 0;
+
+  void run(uint32_t part) const {
+    const uint64_t each = num_items / num_parts, extra = num_items % num_parts;
+    const uint64_t first = part * each + (part < extra ? part : extra);
+    body(context, part, first, first + each + (part < extra ? 1 : 0));
+  }
+};
+
+// Workers sleep until the generation changes; worker w runs part w + 1. Workers are detached and the pool is never
+// destroyed: a process may end while they sleep. After fork() the child, which has no workers, gets a fresh pool.
+class Pool {
+ public:
+  void run(const Task& task) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      while (num_workers_ + 1 < task.num_parts) std::thread(&Pool::work, this, num_workers_++).detach();
+      task_ = task;
+      unfinished_ = task.num_parts - 1;
+      ++generation_;
+    }
+    wake_.notify_all();
+    task.run(0);
+    std::unique_lock<std::mutex> lock(mutex_);
+    done_.wait(lock, [this] { return unfinished_ == 0; });
+  }
+
+  std::mutex in_use;
+
+ private:
+  void work(uint32_t worker) {
+    uint64_t seen = 0;
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      wake_.wait(lock, [&] { return generation_ != seen; });
+      seen = generation_;
+      if (worker + 1 >= task_.num_parts) continue;
+      const Task task = task_;
+      lock.unlock();
+      task.run(worker + 1);
+      lock.lock();
+      if (--unfinished_ == 0) done_.notify_one();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable wake_, done_;
+  Task task_;
+  uint64_t generation_ = 0;
+  uint32_t unfinished_ = 0;
+  uint32_t num_workers_ = 0;
+};
+
+Pool* current_pool = nullptr;
+
+Pool& pool() {
+  static const bool once = [] {
+    current_pool = new Pool;
+    pthread_atfork(nullptr, nullptr, [] { current_pool = new Pool; });
+    return true;
+  }();
+  (void)once;
+  return *current_pool;
+}
+
+}  // namespace
+
+void parallel_for(uint64_t num_items, uint64_t grain, void (*body)(void*, uint32_t, uint64_t, uint64_t),
+                  void* context) {
+  if (num_items == 0) return;
+  const uint64_t most = num_items / (grain == 0 ? 1 : grain);
+  const uint32_t threads = get_num_threads();
+  const uint32_t parts = most < threads ? static_cast<uint32_t>(most < 1 ? 1 : most) : threads;
+  const Task task{body, context, num_items, parts};
+  if (parts > 1) {
+    Pool& shared = pool();
+    std::unique_lock<std::mutex> lock(shared.in_use, std::try_to_lock);
+    if (lock.owns_lock()) return shared.run(task);
+  }
+  for (uint32_t part = 0; part < parts; ++part) task.run(part);
+}
+
+uint32_t get_num_threads() { return num_threads_setting().load(std::memory_order_relaxed); }
+
+void set_num_threads(uint32_t num_threads) {
+  if (num_threads < 1 || num_threads > kMaxThreads) {
+    throw ArgumentError("set_num_threads: expected 1 to " + std::to_string(kMaxThreads) + ", got " +
+                        std::to_string(num_threads));
+  }
+  num_threads_setting().store(num_threads, std::memory_order_relaxed);
+}
+
+}  // namespace dance::cpu

@@ -1,0 +1,113 @@
+// The 64-byte header in front of every packet that leaves a process.
+#include "frame/header.h"
+
+#include <cstring>
+#include <string>
+
+#include "base/error.h"
+#include "codecs/list.h"
+#include "frame/crc32c.h"
+
+namespace dance::frame {
+namespace {
+
+constexpr char kMagic[4] = {'D', 'N', 'C', 'E'};
+constexpr std::size_t kCodec = 5, kDtype = 6, kFlags = 7, kNumel = 8, kPayloadSize = 16, kParameters = 24, kSeed = 40,
+                      kRound = 48, kSender = 52, kPayloadCrc = 56, kHeaderCrc = 60;
+constexpr std::size_t kParametersSize = 16;
+
+template <class Integer>
+void put(uint8_t* out, std::size_t offset, Integer value) {
+  for (std::size_t i = 0; i < sizeof value; ++i) out[offset + i] = static_cast<uint8_t>(value >> (8 * i));
+}
+
+template <class Integer>
+Integer get(const uint8_t* data, std::size_t offset) {
+  Integer value = 0;
+  for (std::size_t i = 0; i < sizeof value; ++i) value |= static_cast<Integer>(data[offset + i]) << (8 * i);
+  return value;
+}
+
+void require(bool condition, const std::string& what) {
+  if (!condition) throw FrameError(what);
+}
+
+bool sparse(uint8_t id) {
+  return with_codec(SparseCodecs{}, id, [](auto) {});
+}
+
+bool blocked(uint8_t id) {
+  bool result = false;
+  with_codec(DenseCodecs{}, id, [&](auto codec) { result = has_scales<decltype(codec)>; });
+  return result;
+}
+
+}  // namespace
+
+void write(const Header& header, uint8_t out[kHeaderSize]) {
+  std::memset(out, 0, kHeaderSize);
+  std::memcpy(out, kMagic, sizeof kMagic);
+  out[4] = kVersion;
+  out[kCodec] = header.codec.id;
+  out[kDtype] = static_cast<uint8_t>(header.dtype);
+  put(out, kNumel, header.numel);
+  put(out, kPayloadSize, header.payload_size);
+  if (sparse(header.codec.id)) put(out, kParameters, header.codec.count);
+  if (blocked(header.codec.id)) put(out, kParameters, header.codec.block);
+  put(out, kSeed, header.seed);
+  put(out, kRound, header.round);
+  put(out, kSender, header.sender);
+  put(out, kPayloadCrc, header.payload_crc);
+  put(out, kHeaderCrc, crc32c(out, kHeaderCrc));
+}
+
+Header parse(const uint8_t* data, std::size_t size) {
+  require(size >= kHeaderSize, "a packet has at least 64 bytes, got " + std::to_string(size));
+  require(std::memcmp(data, kMagic, sizeof kMagic) == 0, "this is no dance packet: it does not begin with DNCE");
+  require(get<uint32_t>(data, kHeaderCrc) == crc32c(data, kHeaderCrc),
+          "the header's checksum does not match its bytes");
+  require(data[4] == kVersion, "packet version " + std::to_string(data[4]) + " is unknown; this build reads version " +
+                                   std::to_string(kVersion));
+  Header header;
+  header.codec.id = data[kCodec];
+  const bool is_sparse = sparse(header.codec.id);
+  require(is_sparse || with_codec(DenseCodecs{}, header.codec.id, [](auto) {}),
+          "codec " + std::to_string(header.codec.id) + " is unknown to this build");
+  require(data[kDtype] < kNumDtypes, "dtype " + std::to_string(data[kDtype]) + " is unknown");
+  require(data[kFlags] == 0, "flags " + std::to_string(data[kFlags]) + " are unknown to version 1");
+  header.dtype = static_cast<Dtype>(data[kDtype]);
+  header.numel = get<uint64_t>(data, kNumel);
+  header.payload_size = get<uint64_t>(data, kPayloadSize);
+  std::size_t used = 0;
+  if (is_sparse) {
+    header.codec.count = get<uint64_t>(data, kParameters);
+    used = 8;
+  } else if (blocked(header.codec.id)) {
+    header.codec.block = get<uint32_t>(data, kParameters);
+    used = 4;
+  }
+  for (std::size_t i = used; i < kParametersSize; ++i) {
+    require(data[kParameters + i] == 0, "unused parameter byte " + std::to_string(i) + " is not zero");
+  }
+  header.seed = get<uint64_t>(data, kSeed);
+  header.round = get<uint32_t>(data, kRound);
+  header.sender = get<uint32_t>(data, kSender);
+  header.payload_crc = get<uint32_t>(data, kPayloadCrc);
+  uint64_t implied = 0;
+  try {
+    implied = payload_nbytes(header.codec, header.numel);
+  } catch (const ArgumentError& error) {
+    throw FrameError(error.what());
+  }
+  require(header.payload_size == implied, "the header announces a payload of " + std::to_string(header.payload_size) +
+                                              " bytes, but its codec and numel imply " + std::to_string(implied));
+  return header;
+}
+
+void check_payload(const Header& header, const uint8_t* payload, std::size_t size) {
+  require(size == header.payload_size, "the header announces a payload of " + std::to_string(header.payload_size) +
+                                           " bytes, got " + std::to_string(size));
+  require(crc32c(payload, size) == header.payload_crc, "the payload's checksum does not match its bytes");
+}
+
+}  // namespace dance::frame

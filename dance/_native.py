@@ -1,0 +1,73 @@
+"""The only importer of the extension ``dance._core``: its functions, and the number of threads they use."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+try:
+    from dance import _core
+except ImportError as error:  # a source tree that was never built
+    raise ImportError(
+        f"dance._core cannot be imported ({error}); build it with `pip install .` in the source tree"
+    ) from error
+
+codecs = _core.codecs
+address = _core.address
+payload_nbytes = _core.payload_nbytes
+encode = _core.encode
+decode = _core.decode
+mix = _core.mix
+cuda_scratch_nbytes = _core.cuda_scratch_nbytes
+cuda_built = _core.cuda_built
+cuda_available = _core.cuda_available
+header_write = _core.header_write
+header_parse = _core.header_parse
+payload_check = _core.payload_check
+crc32c = _core.crc32c
+version = _core.version
+
+# From this many elements on the core may use several threads (csrc/cpu), so the number of threads matters.
+PARALLEL_NUMEL = 1 << 16
+
+_MAX_THREADS = 256  # csrc/cpu/parallel.h: kMaxThreads
+_follows_torch = True
+
+
+def set_num_threads(num_threads: int) -> None:
+    """Sets how many CPU threads encode, decode and mix use from now on (at least 1).
+
+    Without this call the number is torch's whenever torch is imported; else that of ``DANCE_NUM_THREADS``,
+    ``OMP_NUM_THREADS`` or the CPUs this process may run on. The number never changes a bit of a result.
+    """
+    global _follows_torch
+    if num_threads < 1:
+        raise ValueError(f"set_num_threads: expected at least 1, got {num_threads}")
+    _core.set_num_threads(num_threads)
+    _follows_torch = False
+
+
+def follow_torch() -> None:
+    """Takes over torch's number of threads, unless the user has set one; called before large operations."""
+    if _follows_torch:
+        torch = sys.modules.get("torch")
+        if torch is not None:
+            _core.set_num_threads(min(torch.get_num_threads(), _MAX_THREADS))
+
+
+def info() -> dict[str, Any]:
+    """Returns what this build and this machine offer.
+
+    Keys: version, cpu_targets (built in), cpu_target (active; ``DANCE_CPU`` forces one), threads, cuda_built,
+    cuda_available, cuda_architectures.
+    """
+    follow_torch()
+    return {
+        "version": _core.version,
+        "cpu_targets": list(_core.cpu_targets()),
+        "cpu_target": _core.cpu_target(),
+        "threads": _core.get_num_threads(),
+        "cuda_built": _core.cuda_built(),
+        "cuda_available": _core.cuda_available(),
+        "cuda_architectures": list(_core.cuda_architectures()),
+    }
