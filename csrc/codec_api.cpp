@@ -78,7 +78,7 @@ int64_t encode_dense(Operation operation, const CodecSpec& codec, const float* x
   const uint64_t codes_size = codes_nbytes<Codec>(numel, block);
   auto* scales = reinterpret_cast<float*>(payload + codes_size);
   if (has_scales<Codec> && Codec::bits == 8) std::memset(payload + numel, 0, codes_size - numel);
-  const cpu::EncodeJob job{x, state, payload, scales, numel, block};
+  const EncodeJob job{x, state, payload, scales, numel, block};
   const uint64_t num_blocks = divide_up(numel, block);
   if (numel < 2 * kGrain) return loop(job, 0, num_blocks);
   int64_t bad[cpu::kMaxThreads];
@@ -137,7 +137,7 @@ void decode_dense(const CodecSpec& codec, const uint8_t* payload, float* out, ui
   const auto loop = table.decode[index_of<Codec>(table)][add ? 1 : 0];
   const uint32_t block = driver_block<Codec>(codec);
   const auto* scales = reinterpret_cast<const float*>(payload + codes_nbytes<Codec>(numel, block));
-  const cpu::DecodeJob job{payload, scales, out, numel, block, weight};
+  const DecodeJob job{payload, scales, out, numel, block, weight};
   cpu::parallel_for(divide_up(numel, block), kGrain / block,
                     [&](uint32_t, uint64_t first, uint64_t last) { loop(job, first, last); });
 }

@@ -6,11 +6,9 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/kernels.h"
+#include "codecs/operation.h"
 
 namespace dance {
-
-using cpu::Operation;
 
 // A codec with its parameters. `block` counts elements and is 0 for codecs without blocks; `count` is the number of
 // values a sparse codec sends and 0 for dense codecs.

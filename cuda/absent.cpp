@@ -7,7 +7,8 @@ namespace {
 
 [[noreturn]] void absent() {
   throw UnavailableError(
-      "this build of dance has no CUDA code; install nvcc and build with -C cmake.define.DANCE_CUDA=ON, or move the array to "
+      "this build of dance has no CUDA code; install nvcc and build with -C cmake.define.DANCE_CUDA=ON, or move the "
+      "array to "
       "the CPU");
 }
 

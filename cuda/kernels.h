@@ -14,8 +14,8 @@ bool available();
 // The architectures this build has code for, e.g. {90}; the newest also as PTX.
 std::vector<int> architectures();
 
-// All work goes on place.stream, without allocation and without waiting for the device. Arguments are those of codec_api.h,
-// checked there. Without a device: UnavailableError.
+// All work goes on place.stream, without allocation and without waiting for the device. Arguments are those of
+// codec_api.h, checked there. Without a device: UnavailableError.
 void encode(Operation operation, const CodecSpec& codec, const float* x, float* state, uint8_t* payload, uint64_t numel,
             uint64_t seed, Place place, int64_t* nonfinite, void* scratch);
 void decode(const CodecSpec& codec, const uint8_t* payload, float* out, uint64_t numel, bool add, float weight,

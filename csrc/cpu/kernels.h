@@ -3,41 +3,11 @@
 
 #include <cstdint>
 
+#include "codecs/operation.h"
+
 namespace dance::cpu {
 
-enum class Operation : int {
-  encode = 0,      // v = x
-  feedback = 1,    // v = x + state; state = v - decoded
-  difference = 2,  // v = x - state; state += decoded
-};
-constexpr int kNumOperations = 3;
 constexpr int kNumDense = 5;
-
-// `state` is the residual of feedback or the reference of difference, and unused by encode.
-struct EncodeJob {
-  const float* x;
-  float* state;
-  uint8_t* codes;
-  float* scales;
-  uint64_t numel;
-  uint32_t block;
-};
-
-struct DecodeJob {
-  const uint8_t* codes;
-  const float* scales;
-  float* out;
-  uint64_t numel;
-  uint32_t block;
-  float weight;
-};
-
-// What a selector reads: the same v as above.
-struct SelectJob {
-  const float* x;
-  float* state;
-  uint64_t numel;
-};
 
 struct Candidate {
   uint32_t index;

@@ -26,9 +26,21 @@ int64_t select_largest(Operation operation, const SelectJob& job, uint64_t count
   const Kernels& table = kernels();
   const int op = static_cast<int>(operation);
 
-  std::vector<uint64_t> histograms(std::size_t{get_num_threads()} * TopK::kBins, 0);
-  parallel_for(job.numel, kGrain, [&](uint32_t part, uint64_t first, uint64_t last) {
-    table.histogram[op](job, first, last, histograms.data() + std::size_t{part} * TopK::kBins);
+  // Both passes must cut the range at the same places, also when another thread calls set_num_threads in between.
+  const uint64_t num_parts = std::clamp<uint64_t>(job.numel / kGrain, 1, get_num_threads());
+  const auto for_each_part = [&](auto&& body) {
+    parallel_for(num_parts, 1, [&](uint32_t, uint64_t first_part, uint64_t last_part) {
+      for (uint64_t part = first_part; part < last_part; ++part) {
+        const uint64_t each = job.numel / num_parts, extra = job.numel % num_parts;
+        const uint64_t first = part * each + std::min(part, extra);
+        body(part, first, first + each + (part < extra ? 1 : 0));
+      }
+    });
+  };
+
+  std::vector<uint64_t> histograms(num_parts * TopK::kBins, 0);
+  for_each_part([&](uint64_t part, uint64_t first, uint64_t last) {
+    table.histogram[op](job, first, last, histograms.data() + part * TopK::kBins);
   });
   // The lowest bin that holds a chosen element, and how many elements lie in it and above.
   uint64_t num_candidates = 0;
@@ -44,14 +56,14 @@ int64_t select_largest(Operation operation, const SelectJob& job, uint64_t count
     uint64_t begin, end, found;
     int64_t bad;
   };
-  std::vector<Part> parts(get_num_threads(), Part{0, 0, 0, -1});
+  std::vector<Part> parts(num_parts, Part{0, 0, 0, -1});
   std::unique_ptr<Candidate[]> candidates(new Candidate[num_candidates]);
   uint64_t begin = 0;
   for (std::size_t p = 0; p < parts.size(); ++p) {
     parts[p].begin = begin;
     for (uint32_t b = lowest_bin; b < TopK::kBins; ++b) begin += histograms[p * TopK::kBins + b];
   }
-  parallel_for(job.numel, kGrain, [&](uint32_t part, uint64_t first, uint64_t last) {
+  for_each_part([&](uint64_t part, uint64_t first, uint64_t last) {
     table.collect[op](job, first, last, lowest, candidates.get() + parts[part].begin, &parts[part].bad);
   });
   int64_t bad = -1;

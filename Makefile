@@ -1,0 +1,48 @@
+# The commands of the project; each is a line or two of ordinary tools in the project's own virtual environment, .venv.
+# `make demo` and `make test` work on a fresh clone with Python 3.10-3.13, a C++17 compiler and, optionally, nvcc.
+
+PYTHON ?= python3
+BIN := .venv/bin
+NATIVE := $(shell find csrc cuda cmake -type f 2>/dev/null) CMakeLists.txt pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench wheel gpu-check clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+# The package in .venv, rebuilt when a native source changed; Python files are used in place.
+.venv/installed: $(NATIVE)
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gan,dev]'
+	@touch $@
+
+demo: .venv/installed  ## train a GAN over five processes and compressed gossip; pictures in runs/demo/
+	$(BIN)/dance train --rounds 2000 --d-nodes 4 --out runs/demo
+
+test: .venv/installed  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: .venv/installed  ## check formats, types, layers and native code
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'cuda/*')
+	git ls-files 'csrc/*.cpp' | xargs -P 2 -n 3 $(BIN)/clang-tidy --quiet -p $$(ls -d build/*/ | head -1)
+
+format:  ## rewrite sources in the project's format
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'cuda/*')
+
+bench: .venv/installed  ## measure the kernels on this machine
+	$(BIN)/dance bench
+
+wheel: .venv/installed  ## a wheel for every CUDA architecture, checked beside nothing but NumPy
+	bash benchmarks/wheel.sh
+
+gpu-check:  ## build, test, sanitize and measure on a machine with a GPU
+	bash benchmarks/gpu_check.sh
+
+clean:  ## remove everything that was built
+	rm -rf .venv build dist

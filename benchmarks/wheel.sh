@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Builds the wheel for every CUDA architecture and checks it in an environment that holds nothing but NumPy.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+rm -rf dist
+.venv/bin/python -m pip wheel . --quiet --no-deps --wheel-dir dist \
+  -C cmake.define.DANCE_CUDA_ARCHITECTURES=all
+wheel=$(ls dist/*.whl)
+size=$(stat -c %s "$wheel")
+echo "$wheel: $size bytes"
+[ "$size" -lt 2000000 ] || { echo "the wheel exceeds 2 MB" >&2; exit 1; }
+
+alone=$(mktemp -d)
+trap 'rm -rf "$alone"' EXIT
+python3 -m venv "$alone/venv"
+"$alone/venv/bin/python" -m pip install --quiet --disable-pip-version-check numpy
+"$alone/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$wheel"
+cd "$alone"
+"$alone/venv/bin/python" - <<'PYTHON'
+import sys
+import time
+
+import numpy as np
+
+start = time.perf_counter()
+import dance
+
+seconds = time.perf_counter() - start
+assert "torch" not in sys.modules
+x = np.random.default_rng(0).standard_normal(100_003, dtype=np.float32)
+for text in ("none", "fp16", "bf16", "int8", "sign", "topk:ratio=0.01"):
+    packet = dance.Packet.from_bytes(dance.encode(x, text).to_bytes(), expect=(dance.codec(text), x.shape, "float32"))
+    y = dance.decode(packet)
+    print(f"{text:18s} {packet.nbytes:8d} bytes  relative error {np.linalg.norm(y - x) / np.linalg.norm(x):.4f}")
+print(f"import dance: {seconds:.3f} s with only NumPy installed")
+print(dance.info())
+PYTHON
