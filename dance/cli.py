@@ -1,0 +1,364 @@
+"""The command line: `dance info|bench|train|compare|data`; each command imports what it needs itself."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from dance.errors import DanceError
+
+if TYPE_CHECKING:
+    from dance.gan.config import RunConfig
+
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 for what failed, 2 for wrong arguments, 130 after Ctrl-C.
+
+    Errors are one line on stderr; DANCE_TRACEBACK=1 shows where they were raised.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch("dance", COMMANDS, given)
+    except KeyboardInterrupt:
+        return _fail("stopped by Ctrl-C", _INTERRUPTED)
+    except BrokenPipeError:  # `dance info | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except DanceError as error:
+        return _fail(str(error), 1)
+    except ValueError as error:
+        # Under torchrun every process finds the same fault in the same arguments; one of them says so.
+        return 2 if _rank() not in (None, "0") and not _traceback() else _fail(str(error), 2)
+    except ImportError as error:
+        ours = error.name is None or error.name.partition(".")[0] == "dance"
+        remedy = f"this command needs {error.name}; pip install 'dance-gan[gan]'"
+        return _fail(str(error) if ours else remedy, 1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{place}{error.strerror or error}", 1)
+
+
+def _fail(text: str, code: int) -> int:
+    if _traceback():
+        raise  # only called while an exception is handled
+    node = "" if _rank() is None else f" node {_rank()}:"
+    print(f"dance:{node} {text}", file=sys.stderr)
+    return code
+
+
+def _traceback() -> bool:
+    return os.environ.get("DANCE_TRACEBACK", "") not in ("", "0")
+
+
+def _rank() -> str | None:
+    return os.environ.get("RANK")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A word of the command line: what help says of it, and what it runs with the arguments after it."""
+
+    summary: str
+    run: Callable[[list[str]], int]
+
+
+def _dispatch(program: str, commands: Mapping[str, Command], arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _print_commands(program, commands)
+        return 0 if arguments else 2
+    word, rest = arguments[0], arguments[1:]
+    if word == "--version" and program == "dance":
+        import dance
+
+        print(f"dance {dance.__version__}")
+        return 0
+    command = commands.get(word)
+    if command is None:
+        close = difflib.get_close_matches(word, commands, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"unknown command {word!r}; {hint}{program} knows: {', '.join(commands)}")
+    return command.run(rest)
+
+
+def _print_commands(program: str, commands: Mapping[str, Command]) -> None:
+    print(f"usage: {program} COMMAND [OPTIONS]\n")
+    if program == "dance":
+        print(
+            "Fewer bytes over slow links: compressed packets, gossip, and GANs trained where the data is.\n"
+        )
+    print("commands:")
+    for name, command in commands.items():
+        print(f"  {name:<9}{command.summary}")
+    print(f"\n`{program} COMMAND --help` explains one of them.")
+    if program == "dance":
+        print("\nexamples:")
+        print("  dance info")
+        print("  dance bench --codec int8 sign --numel 1Mi")
+        print("  dance train --rounds 200 --d-nodes 4 --out runs/first")
+
+
+def _parse(kind: Any, program: str, description: str, arguments: list[str]) -> Any:
+    import tyro
+
+    flags = (tyro.conf.FlagCreatePairsOff,)
+    return tyro.cli(kind, prog=program, description=description, args=arguments, config=flags)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoConfig:
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+def _info(arguments: list[str]) -> int:
+    description = "Show the version, the CPU targets built and in use, threads, and what there is of CUDA."
+    config = _parse(InfoConfig, "dance info", description, arguments)
+    import dance
+
+    values = dance.info()
+    if config.json:
+        print(json.dumps(values))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    words = {
+        "version": values["version"],
+        "CPU targets built": ", ".join(values["cpu_targets"]),
+        "CPU target in use": f"{values['cpu_target']} (DANCE_CPU forces one)",
+        "threads": str(values["threads"]),
+        "CUDA built": "yes" if values["cuda_built"] else "no",
+        "CUDA available": "yes" if values["cuda_available"] else "no",
+        "CUDA architectures": ", ".join(str(a) for a in values["cuda_architectures"]) or "none",
+    }
+    table = Table.grid(padding=(0, 3))
+    for name, text in words.items():
+        table.add_row(name, text)
+    Console(highlight=False).print(table)
+    return 0
+
+
+def _bench(arguments: list[str]) -> int:
+    from dance import bench
+
+    description = """Measure the codecs on this machine: GB/s of float32 input, the ratio to libc memcpy of
+the same input in the same run (above 1: faster than a copy), bytes an element, relative error.
+
+examples:
+  dance bench
+  dance bench --codec int8 topk:ratio=0.01 --numel 64Ki 16Mi --threads 1
+  dance bench --json > bench.json"""
+    config = _parse(bench.BenchConfig, "dance bench", description, arguments)
+
+    if config.json:
+        print(json.dumps(bench.report(config, bench.measure(config)), indent=1))
+        return 0
+    from rich.console import Console
+
+    with Console(stderr=True).status("measuring") as status:
+        results = bench.measure(
+            config, lambda case: status.update(f"measuring {case.codec} {case.operation}")
+        )
+    bench.print_table(config, results)
+    return 0
+
+
+def _train(arguments: list[str]) -> int:
+    from dance.gan.config import RunConfig
+
+    description = """Train a GAN over generator nodes (G-Nodes) and discriminator nodes (D-Nodes) that
+exchange compressed packets. Each node is a process of its own, started here or by torchrun; with --simulate
+all live in this process, with the same results. The folder of --out gets metrics.jsonl,
+summary.json, samples.png, curves.png and checkpoints; Ctrl-C leaves them usable.
+
+examples:
+  dance train --rounds 2000 --d-nodes 4 --out runs/first
+  dance train --resume runs/first --rounds 4000
+  dance train --data fashion-mnist --partition classes:2 --d-nodes 8 --simulate
+  torchrun --nproc-per-node 5 -m dance train --d-nodes 4 --out runs/first"""
+    config = _parse(RunConfig, "dance train", description, arguments)
+    from dance.gan.engine import run
+
+    result = run(config)
+    if result.summary:  # under torchrun only node 0 has it
+        _print_end(result.summary, result.folder, result.interrupted)
+    return _INTERRUPTED if result.interrupted else 0
+
+
+def _print_end(summary: Mapping[str, Any], folder: Path, interrupted: bool) -> None:
+    from dance.report import megabytes
+
+    state = "stopped" if interrupted else "done"
+    print(f"\n{state} after {summary['rounds']} rounds, {summary['seconds']:.0f} s of training")
+    if summary.get("score") is not None:
+        drawn = sum(share > 0.02 for share in summary["class_histogram"])
+        classes = f"; {drawn} of {len(summary['class_histogram'])} classes drawn"
+        print(f"  score     {summary['score']:.2f} (FID {summary['fid']:.3g}{classes})")
+    elif summary.get("fid") is not None:
+        print(f"  FID       {summary['fid']:.3g}")
+    if summary["bytes_sent"]:
+        factor = summary["raw_bytes"] / summary["bytes_sent"]
+        print(
+            f"  sent      {megabytes(summary['bytes_sent'])}; uncompressed {megabytes(summary['raw_bytes'])} "
+            f"({factor:.1f} times as much)"
+        )
+    print(f"  pictures  {folder / 'samples.png'}  {folder / 'curves.png'}")
+    if interrupted:
+        print(f"  go on     dance train --resume {folder}")
+
+
+def _compare_config() -> type[Any]:
+    """The flags of `dance compare`: a list of algorithms and all flags of `dance train`."""
+    import tyro
+
+    from dance.gan.config import RunConfig
+
+    @dataclass(frozen=True, kw_only=True)
+    class CompareConfig:
+        algorithms: tuple[str, ...] = ("ac-gan", "md-gan", "fl-gan", "standalone")
+        """Algorithms to run one after another under the same settings."""
+        run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+        """The settings of every run."""
+
+    # Annotations are texts in this file; these names live in this function only.
+    CompareConfig.__annotations__["run"] = Annotated[RunConfig, tyro.conf.arg(name="")]
+    return CompareConfig
+
+
+def _compare(arguments: list[str]) -> int:
+    kind = _compare_config()
+    description = """Train with several algorithms one after another under one config, then show them side by
+side. Every run's folder lies below --out (default runs/compare); compare.json there holds the table.
+
+examples:
+  dance compare --rounds 500 --simulate
+  dance compare --algorithms ac-gan md-gan --partition classes:3 --out runs/skewed"""
+    config = _parse(kind, "dance compare", description, arguments)
+    from dance.gan.config import ALGORITHMS, under_torchrun, validate
+    from dance.gan.engine import run
+
+    if not config.algorithms or len(set(config.algorithms)) != len(config.algorithms):
+        raise ValueError(
+            f"compare: --algorithms: expected different algorithms, got {list(config.algorithms)}"
+        )
+    for name in config.algorithms:
+        if name not in ALGORITHMS:
+            raise ValueError(f"compare: unknown algorithm {name!r}; choose from {', '.join(ALGORITHMS)}")
+    if config.run.algorithm != "ac-gan":
+        raise ValueError(
+            f"compare: --algorithm {config.run.algorithm} has no use here; name all in --algorithms"
+        )
+    if config.run.resume is not None:
+        raise ValueError("compare: --resume goes on with one run; use dance train --resume FOLDER")
+    if under_torchrun() and not config.run.simulate:
+        raise ValueError("compare: its runs need different numbers of processes; call it without torchrun")
+    out = Path(config.run.out or "runs/compare")
+    runs = [replace(config.run, algorithm=name, out=str(out / name)) for name in config.algorithms]
+    for one in runs:
+        validate(one)  # all of them before the first takes its time
+    summaries: list[Mapping[str, Any]] = []
+    interrupted = False
+    for one in runs:
+        result = run(one)
+        summaries.append(result.summary)
+        interrupted = result.interrupted
+        if interrupted:
+            break
+    from dance.files import write_atomic
+
+    write_atomic(out / "compare.json", (json.dumps([dict(s) for s in summaries], indent=2) + "\n").encode())
+    _print_comparison(summaries, runs[0], out)
+    return _INTERRUPTED if interrupted else 0
+
+
+def _print_comparison(summaries: Sequence[Mapping[str, Any]], config: RunConfig, out: Path) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from dance.report import megabytes
+
+    size = f"{config.d_nodes} D-Nodes, {config.rounds} rounds, seed {config.seed}"
+    table = Table(
+        title=f"{config.data}, {config.partition}, {size}", title_justify="left", box=box.SIMPLE_HEAD
+    )
+    table.add_column("algorithm", no_wrap=True)
+    for column in ("score", "FID", "classes", "sent", "raw", "a D-Node", "time"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for summary in summaries:
+        histogram = summary.get("class_histogram")
+        table.add_row(
+            summary["algorithm"],
+            "" if summary.get("score") is None else f"{summary['score']:.2f}",
+            "" if summary.get("fid") is None else f"{summary['fid']:.4g}",
+            "" if histogram is None else f"{sum(share > 0.02 for share in histogram)}/{len(histogram)}",
+            megabytes(summary["bytes_sent"]),
+            megabytes(summary["raw_bytes"]),
+            megabytes(summary["bytes_per_node"]),
+            f"{summary['seconds']:.0f} s",
+        )
+    Console().print(table)
+    print("raw: the same messages uncompressed; a D-Node: what one of them sent and received on average")
+    print(f"runs and compare.json are in {out}/")
+
+
+def _data_list(arguments: list[str]) -> int:
+    @dataclass(frozen=True)
+    class ListConfig:
+        pass
+
+    _parse(ListConfig, "dance data list", "List the data sets known by name and where they are.", arguments)
+    from dance.data import available
+
+    for entry in available():
+        print(f"{entry.name:<15}{entry.title}")
+        place = entry.folder if entry.folder is not None else f"not here; `dance data fetch {entry.name}`"
+        print(f"{'':<15}{place}")
+    print("\nAny folder of IDX files (train-images-idx3-ubyte[.gz] and so on) is data too: --data PATH")
+    return 0
+
+
+def _data_fetch(arguments: list[str]) -> int:
+    import tyro
+
+    @dataclass(frozen=True)
+    class FetchConfig:
+        name: Any
+        """mnist or fashion-mnist"""
+
+    FetchConfig.__annotations__["name"] = tyro.conf.Positional[str]
+    description = """Download a data set from its public home, checked by SHA-256, into $DANCE_DATA/NAME or
+the cache folder.
+
+example:
+  dance data fetch fashion-mnist"""
+    config = _parse(FetchConfig, "dance data fetch", description, arguments)
+    from dance.data import fetch
+
+    print(f"{config.name} is in {fetch(config.name)}")
+    return 0
+
+
+_DATA_COMMANDS = {
+    "list": Command(summary="the data sets known by name, and where they are", run=_data_list),
+    "fetch": Command(summary="download mnist or fashion-mnist", run=_data_fetch),
+}
+
+COMMANDS = {
+    "info": Command(summary="what this build and this machine offer", run=_info),
+    "bench": Command(summary="measure the codecs on this machine", run=_bench),
+    "train": Command(summary="train a GAN over several nodes", run=_train),
+    "compare": Command(summary="train with several algorithms, one table at the end", run=_compare),
+    "data": Command(
+        summary="list or fetch data sets",
+        run=lambda arguments: _dispatch("dance data", _DATA_COMMANDS, arguments),
+    ),
+}
