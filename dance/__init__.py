@@ -1,6 +1,7 @@
 """dance: compression for training over slow links - codecs, packets, collectives, gossip, and AC-GAN on top.
 
-Importing this package needs NumPy alone. What needs torch is imported when it is first named, ``dance.gossip`` say.
+Importing this package needs NumPy alone. What needs torch is imported when it is first named,
+``dance.gossip`` say.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != f"dance.{name}":  # the submodule is there, but something it needs is not
             raise ImportError(
-                f"dance.{name} needs {error.name}: pip install 'dance-gan[gan]' (or [torch] for all but training)"
+                f"dance.{name} needs {error.name}: pip install 'dance-gan[gan]' "
+                "(or [torch] for all but training)"
             ) from error
         raise AttributeError(f"module 'dance' has no attribute {name!r}") from None
 

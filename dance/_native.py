@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 try:
-    from dance import _core
+    import dance._core as _core
 except ImportError as error:  # a source tree that was never built
     raise ImportError(
         f"dance._core cannot be imported ({error}); build it with `pip install .` in the source tree"

@@ -1,7 +1,7 @@
-"""Arrays of any library as (address, number of elements, device, stream): NumPy, torch, CuPy, CUDA array interface, DLPack.
+"""Arrays of NumPy, torch, CuPy and DLPack as what the core takes: address, size, device, stream.
 
-One `Kind` per library reads an input, opens a state for writing in place and allocates what goes out. Nothing is imported
-here but NumPy: torch and CuPy are touched only when an object of theirs came in.
+One `Kind` per library reads an input, opens a state for writing in place and allocates what goes out. Nothing
+is imported here but NumPy: torch and CuPy are touched only when an object of theirs came in.
 """
 
 from __future__ import annotations
@@ -66,11 +66,15 @@ class Kind(Protocol):
 
 
 def _refused_dtype(who: str, dtype: Any) -> ValueError:
-    return ValueError(f"{who}: expected float32 on one device, got {str(dtype).removeprefix('torch.')}; cast first")
+    return ValueError(
+        f"{who}: expected float32 on one device, got {str(dtype).removeprefix('torch.')}; cast first"
+    )
 
 
 def _refused_layout(who: str) -> ValueError:
-    return ValueError(f"{who}: is changed in place and must be contiguous and writable; pass a contiguous array")
+    return ValueError(
+        f"{who}: is changed in place and must be contiguous and writable; pass a contiguous array"
+    )
 
 
 def _refused_payload(who: str) -> ValueError:
@@ -78,7 +82,9 @@ def _refused_payload(who: str) -> ValueError:
 
 
 def _refused_device(who: str, device: str) -> UnavailableError:
-    return UnavailableError(f"{who}: there are no kernels for device {device}; move the data to the CPU or a CUDA GPU")
+    return UnavailableError(
+        f"{who}: there are no kernels for device {device}; move the data to the CPU or a CUDA GPU"
+    )
 
 
 def check_cuda(who: str) -> None:
@@ -86,7 +92,10 @@ def check_cuda(who: str) -> None:
     if _native.cuda_available():
         return
     if not _native.cuda_built():
-        remedy = "this build holds no CUDA code; build with -C cmake.define.DANCE_CUDA=ON, or move the data to the CPU"
+        remedy = (
+            "this build holds no CUDA code; build with -C cmake.define.DANCE_CUDA=ON, "
+            "or move the data to the CPU"
+        )
     else:
         remedy = "no CUDA GPU or driver was found on this machine; move the data to the CPU"
     raise UnavailableError(f"{who}: the input lies on a CUDA device: {remedy}")
@@ -147,7 +156,7 @@ class NumpyKind:
 
 
 class DlpackKind(NumpyKind):
-    """CPU arrays of any library that speaks DLPack: worked on as NumPy views, handed back through their own namespace."""
+    """CPU arrays that speak DLPack: worked on as NumPy views, handed back through their own namespace."""
 
     def __init__(self, namespace: Any) -> None:
         self._namespace = namespace
@@ -255,7 +264,7 @@ class TorchKind:
 
 
 class CupyKind:
-    """CuPy arrays on a CUDA GPU; with ``convert``, other arrays of the CUDA array interface through CuPy views."""
+    """CuPy arrays; with ``convert``, others of the CUDA array interface through CuPy views."""
 
     def __init__(self, cupy: Any, convert: bool = False) -> None:
         self._cupy = cupy
@@ -362,6 +371,6 @@ def _import_cupy(who: str, x: Any) -> Any:
         import cupy
     except ImportError:
         raise UnavailableError(
-            f"{who}: {type(x).__name__} needs CuPy to be read; pip install 'dance-gan[cupy]', or pass a torch tensor"
+            f"{who}: {type(x).__name__} needs CuPy: pip install 'dance-gan[cupy]', or pass a torch tensor"
         ) from None
     return cupy

@@ -94,7 +94,9 @@ class Uncompressed(Codec):
 
 @dataclass(frozen=True, kw_only=True)
 class Fp16(Codec):
-    """``fp16``: IEEE binary16, nearest even, saturating at 65504; contracts in its normal range (6.2e-5 to 65504)."""
+    """``fp16``: IEEE binary16, nearest even, saturating at 65504; contracts in its normal range (6.2e-5 to
+    65504).
+    """
 
     name: ClassVar[str] = "fp16"
     id: ClassVar[int] = 1
@@ -166,7 +168,7 @@ class Sign(Codec):
 
 @dataclass(frozen=True, kw_only=True)
 class TopK(Codec):
-    """``topk``: the max(1, ceil(ratio * numel)) elements of largest magnitude, exactly (Stich et al. 2018)."""
+    """``topk``: exactly the max(1, ceil(ratio * numel)) largest magnitudes (Stich et al. 2018)."""
 
     name: ClassVar[str] = "topk"
     id: ClassVar[int] = 5
@@ -177,7 +179,11 @@ class TopK(Codec):
     values: str = "none"
 
     def __post_init__(self) -> None:
-        if isinstance(self.ratio, bool) or not isinstance(self.ratio, (int, float)) or not 0.0 < self.ratio <= 1.0:
+        if (
+            isinstance(self.ratio, bool)
+            or not isinstance(self.ratio, (int, float))
+            or not 0.0 < self.ratio <= 1.0
+        ):
             raise ValueError(f"topk: expected ratio in (0, 1], got {self.ratio!r}")
         object.__setattr__(self, "ratio", float(self.ratio))
         _check_choice(self.name, "scope", self.scope, ("global",))
@@ -211,7 +217,8 @@ _BY_ID: dict[int, type[Codec]] = {kind.id: kind for kind in CODECS}
 
 
 def codec(text: Like) -> Codec:
-    """Returns the codec that ``text`` describes, ``name`` or ``name:option=value,...``; a codec is returned as it is.
+    """Returns the codec that ``text`` describes, ``name`` or ``name:option=value,...``; a codec is returned
+    as it is.
 
     ``str(c)`` gives the text back: the name, the principal option, the others where they are not the default.
     Raises ValueError naming what is wrong and what there is.
@@ -219,7 +226,9 @@ def codec(text: Like) -> Codec:
     if isinstance(text, Codec):
         return text
     if not isinstance(text, str):
-        raise ValueError(f"codec: expected a text such as 'int8:block=256' or a codec, got {type(text).__name__}")
+        raise ValueError(
+            f"codec: expected a text such as 'int8:block=256' or a codec, got {type(text).__name__}"
+        )
     return _parse(text)
 
 
@@ -256,14 +265,14 @@ def _value(text: str, key: str, value: str, kind: type[Any]) -> Any:
 
 
 def from_header(codec_id: int, block: int, count: int, numel: int) -> Codec:
-    """Returns the codec that a wire header names by its number and parameters; FrameError if there is none."""
+    """Returns the codec that a wire header names by number and parameters; FrameError if there is none."""
     kind = _BY_ID.get(codec_id)
     if kind is None:
         raise FrameError(f"header: unknown codec {codec_id}; this version knows {', '.join(_BY_NAME)}")
     try:
         if kind is TopK:
             return TopK.of_count(count, numel)
-        return _blocked(kind, block) if kind.principal == "block" else _plain(kind)
+        return _cached(codec_id, block)
     except FrameError:
         raise
     except ValueError as error:
@@ -271,14 +280,10 @@ def from_header(codec_id: int, block: int, count: int, numel: int) -> Codec:
 
 
 @lru_cache(maxsize=256)
-def _blocked(kind: type[Any], block: int) -> Codec:
-    value: Codec = kind(block=block)
+def _cached(codec_id: int, block: int) -> Codec:
+    kind: Any = _BY_ID[codec_id]
+    value: Codec = kind(block=block) if kind.principal == "block" else kind()
     return value
-
-
-@lru_cache(maxsize=16)
-def _plain(kind: type[Codec]) -> Codec:
-    return kind()
 
 
 def _check_block(name: str, block: int) -> None:

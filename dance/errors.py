@@ -12,7 +12,9 @@ class FrameError(DanceError, ValueError):
 
 
 class NonFiniteError(DanceError, ValueError):
-    """The input of an encode held NaN or infinity; ``index`` is the first such element of the flattened input."""
+    """The input of an encode held NaN or infinity; ``index`` is the first such element of the flattened
+    input.
+    """
 
     def __init__(self, message: str, index: int = -1) -> None:
         super().__init__(message)

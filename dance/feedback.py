@@ -1,4 +1,4 @@
-"""Error feedback: what an encode could not send is kept and added to the next input (Seide et al. 2014; Stich et al. 2018)."""
+"""Error feedback: what an encode could not send is kept and added to the next input (Seide et al. 2014)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from dance.packet import Packet, encode_feedback
 class ErrorFeedback:
     """Encodes with a residual per key, made of zeros when a key is first seen.
 
-    Use it for messages that add up over steps (gradients, differences of parameters). Codecs without a contraction are
-    refused: their residual would grow without bound.
+    Use it for messages that add up over steps (gradients, differences of parameters). Codecs without a
+    contraction are refused: their residual would grow without bound.
     """
 
     def __init__(self, codec_or_text: Like) -> None:
         self.codec = codec(codec_or_text)
         if self.codec.contraction is None:
-            raise ValueError(f"ErrorFeedback: {self.codec} is no contraction; choose a codec such as int8, sign or topk")
+            raise ValueError(
+                f"ErrorFeedback: {self.codec} is no contraction; choose a codec such as int8, sign or topk"
+            )
         self._residuals: dict[str | None, Any] = {}
 
     def encode(
@@ -31,21 +33,20 @@ class ErrorFeedback:
         nonfinite: str = "raise",
         out: Packet | None = None,
     ) -> Packet:
-        """Encodes x plus the residual of ``key`` and keeps what is left, in place; the rest as `dance.encode_feedback`.
+        """Encodes x plus the residual of ``key`` and keeps what is left, in place; the rest as
+        `dance.encode_feedback`.
 
-        ``key`` names a parameter; None is the one unnamed slot. ValueError when the key has held another shape.
+        ``key`` names a parameter; None is the one unnamed slot. ValueError when the key has held another
+        shape.
         """
         residual = self._residuals.get(key)
         if residual is None:
             residual = self._residuals[key] = kind_of(x, "ErrorFeedback").zeros(x)
         elif residual.shape != x.shape and tuple(residual.shape) != tuple(x.shape):
-            if key is None:
-                raise ValueError(
-                    f"ErrorFeedback: the unnamed residual has shape {tuple(residual.shape)}, the input {tuple(x.shape)}; "
-                    "give each tensor a key"
-                )
+            slot = "the unnamed residual" if key is None else f"the residual of {key!r}"
+            remedy = "; give each tensor a key" if key is None else ""
             raise ValueError(
-                f"ErrorFeedback: the residual of {key!r} has shape {tuple(residual.shape)}, the input {tuple(x.shape)}"
+                f"ErrorFeedback: {slot} has shape {tuple(residual.shape)}, the input {tuple(x.shape)}{remedy}"
             )
         return encode_feedback(x, residual, self.codec, seed=seed, nonfinite=nonfinite, out=out)
 
@@ -54,7 +55,9 @@ class ErrorFeedback:
         return self._residuals.get(key)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns a snapshot: codec, residuals by key, and the unnamed one where there is one; arrays are copies."""
+        """Returns a snapshot: codec, residuals by key, and the unnamed one where there is one; arrays are
+        copies.
+        """
         copies = {key: kind_of(value, "state_dict").copy(value) for key, value in self._residuals.items()}
         state: dict[str, Any] = {"codec": str(self.codec)}
         if None in copies:
@@ -63,8 +66,10 @@ class ErrorFeedback:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over a snapshot, arrays copied; residuals fit any codec, so that of the snapshot may differ."""
+        """Takes over a snapshot, arrays copied; its codec may be another, residuals fit any."""
         residuals = dict(state["residuals"])
         if "unnamed" in state:
             residuals[None] = state["unnamed"]
-        self._residuals = {key: kind_of(value, "load_state_dict").copy(value) for key, value in residuals.items()}
+        self._residuals = {
+            key: kind_of(value, "load_state_dict").copy(value) for key, value in residuals.items()
+        }

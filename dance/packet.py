@@ -1,4 +1,4 @@
-"""Packets: encode, decode and mix arrays of any library, and the wire form of what was encoded (docs/format.md)."""
+"""Packets: encode, decode and mix arrays of any library; their form on the wire (docs/format.md)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dance.arrays import CPU, KINDS, Kind, Memory, kind_of
 from dance.codecs import DTYPES, HEADER_NBYTES, Codec, Like, codec, from_header
 from dance.errors import FrameError, NonFiniteError
 
-# Without an expectation of its own, a receiver makes room for no more than this many elements (1 GiB of float32).
+# Without an expectation, a receiver makes room for no more than this many elements (1 GiB of float32).
 MAX_NUMEL = 1 << 28
 
 # What a receiver expects: codec (None: any that this version knows), shape, dtype.
@@ -25,13 +25,24 @@ _STATE = ("", "residual", "reference")
 
 
 class Packet:
-    """One encoded array: codec, shape, payload (uint8, of the library and on the device of the input) and its stamp.
+    """One encoded array: codec, shape, payload (uint8, where and of what library the input was), stamp.
 
-    ``seed``, ``round`` and ``sender`` go into the header; set ``round`` and ``sender`` before sending. Packets come from
-    `encode` and its siblings, `from_bytes` and `from_parts`.
+    ``seed``, ``round`` and ``sender`` go into the header; set ``round`` and ``sender`` before sending.
+    Packets come from `encode` and its siblings, `from_bytes` and `from_parts`.
     """
 
-    __slots__ = ("_count", "_kind", "_memory", "_nonfinite", "codec", "numel", "round", "seed", "sender", "shape")
+    __slots__ = (
+        "_count",
+        "_kind",
+        "_memory",
+        "_nonfinite",
+        "codec",
+        "numel",
+        "round",
+        "seed",
+        "sender",
+        "shape",
+    )
 
     dtype: ClassVar[str] = "float32"
 
@@ -60,7 +71,8 @@ class Packet:
     def check_finite(self) -> None:
         """Raises NonFiniteError if the input was not finite and ``nonfinite`` was "raise".
 
-        On the CPU the encode has already done so; on CUDA this waits for the kernel. `header` and `to_bytes` call it.
+        On the CPU the encode has already done so; on CUDA this waits for the kernel. `header` and `to_bytes`
+        call it.
         """
         if self._nonfinite is not None:
             index = self._kind.read_flag(self._nonfinite)
@@ -72,7 +84,9 @@ class Packet:
         """Returns the 64 bytes that go in front of the payload, both checksums included; waits for a GPU."""
         self.check_finite()
         if not 0 <= self.round < 1 << 32 or not 0 <= self.sender < 1 << 32:
-            raise ValueError(f"packet: round and sender must be in [0, 2^32), got {self.round} and {self.sender}")
+            raise ValueError(
+                f"packet: round and sender must be in [0, 2^32), got {self.round} and {self.sender}"
+            )
         address, num_bytes, device, payload = self._memory
         host = None if device < 0 else self._kind.to_host(payload)
         return _native.header_write(
@@ -90,28 +104,30 @@ class Packet:
 
     def to_bytes(self) -> bytes:
         """Returns header and payload as they go over the wire; waits for a GPU."""
-        return b"".join((self.header(), self._kind.to_host(self.payload)))
+        return b"".join((self.header(), self._kind.to_host(self.payload).data))
 
     @classmethod
     def from_bytes(cls, data: Any, expect: Expect | None = None) -> Packet:
         """Returns the packet in ``data`` (bytes-like, untrusted), its payload a NumPy view of ``data``.
 
-        ``expect`` is (codec, shape, dtype) as the receiver knows them; whatever differs is refused. Without it the packet
-        may hold up to 2^28 elements and is one-dimensional. Raises FrameError.
+        ``expect`` is (codec, shape, dtype) as the receiver knows them; whatever differs is refused. Without
+        it the packet may hold up to 2^28 elements and is one-dimensional. Raises FrameError.
         """
         try:
             view = np.frombuffer(data, np.uint8)
         except (ValueError, TypeError, BufferError):  # empty, or no buffer
-            raise FrameError(f"a packet has at least {HEADER_NBYTES} bytes, got an empty or unreadable buffer") from None
+            raise FrameError(
+                f"a packet has at least {HEADER_NBYTES} bytes, got an empty or unreadable buffer"
+            ) from None
         return cls.from_parts(view[:HEADER_NBYTES], view[HEADER_NBYTES:], expect=expect)
 
     @classmethod
     def from_parts(cls, header: Any, payload: Any, *, expect: Expect | None = None) -> Packet:
-        """Returns the packet of a header (64 bytes, or the `Header` they parse to) and a payload received apart.
+        """Returns the packet of a header (its 64 bytes, or a `Header`) and a payload apart from it.
 
-        ``payload`` is a contiguous uint8 array of any library, or bytes-like; it is not copied, so leave it alone while the
-        packet lives. Checks every field, the payload's length and its checksum; `decode` checks the payload's content.
-        Raises FrameError.
+        ``payload`` is a contiguous uint8 array of any library, or bytes-like; it is not copied, so leave it
+        alone while the packet lives. Checks every field, the payload's length and its checksum; `decode`
+        checks the payload's content. Raises FrameError.
         """
         fields = header if isinstance(header, Header) else parse_header(header)
         codec = fields.check(expect)
@@ -126,20 +142,28 @@ class Packet:
         else:
             host = kind.to_host(payload)
             _native.payload_check(fields.raw, _native.address(host), host.size)
-        packet = cls(codec, (fields.numel,) if expect is None else tuple(expect[1]), fields.numel, kind, memory)
+        packet = cls(
+            codec, (fields.numel,) if expect is None else tuple(expect[1]), fields.numel, kind, memory
+        )
         packet.seed, packet.round, packet.sender = fields.seed, fields.round, fields.sender
         return packet
 
-    def _reuse(self, codec: Codec, shape: tuple[int, ...], numel: int, device: int) -> None:
+    def _reuse(self, codec: Codec, shape: tuple[int, ...], place: tuple[Kind, int, int]) -> None:
         """Makes this the packet of another array whose payload has the same size and place."""
+        kind, numel, device = place
+        if type(kind) is not type(self._kind):
+            raise ValueError(
+                "out: its payload is of another library than the input; use a packet of the same"
+            )
         count, num_bytes = codec.sizes(numel)
         if num_bytes != self._memory[1] or device != self._memory[2]:
             raise ValueError(
                 f"out: expected a packet with {num_bytes} payload bytes on {_place(device)}, "
                 f"got {self._memory[1]} on {_place(self._memory[2])}"
             )
-        self.codec, self.shape, self.numel, self._count = codec, shape, numel, count
+        self.codec, self.shape, self.numel, self._count, self._kind = codec, shape, numel, count, kind
         self.round = self.sender = 0
+        self._nonfinite = None
 
     def __repr__(self) -> str:
         return f"Packet({str(self.codec)!r}, shape={self.shape}, nbytes={self.nbytes}, seed={self.seed})"
@@ -147,7 +171,7 @@ class Packet:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """A header whose every field was checked by itself; `check` compares it with what the receiver expects."""
+    """A header whose every field was checked by itself; `check` compares it with an expectation."""
 
     codec: Codec
     dtype: str
@@ -167,17 +191,22 @@ class Header:
             raise FrameError(f"header: dtype {self.dtype} is not supported by this version; send float32")
         if expect is None:
             if self.numel > MAX_NUMEL:
-                raise FrameError(f"header: {self.numel} elements exceed 2^28; pass expect=(codec, shape, dtype)")
+                raise FrameError(
+                    f"header: {self.numel} elements exceed 2^28; pass expect=(codec, shape, dtype)"
+                )
             return self.codec
         like, shape, dtype = expect
         if dtype != self.dtype:
             raise FrameError(f"header: expected dtype {dtype}, got {self.dtype}")
         if math.prod(shape) != self.numel:
-            raise FrameError(f"header: expected {math.prod(shape)} elements of shape {tuple(shape)}, got {self.numel}")
+            raise FrameError(
+                f"header: expected {math.prod(shape)} elements of shape {tuple(shape)}, got {self.numel}"
+            )
         if like is None:
             return self.codec
         expected = like if isinstance(like, Codec) else codec(like)
-        # A sparse codec's header carries its count, so codecs are compared by what they do to this many elements.
+        # A sparse codec's header carries its count, so codecs are compared by what they do to this many
+        # elements.
         if (
             expected.id != self.codec.id
             or expected.native_block != self.codec.native_block
@@ -188,7 +217,7 @@ class Header:
 
 
 def parse_header(data: Any) -> Header:
-    """Returns the header in the first 64 bytes of ``data`` (bytes-like or a uint8 array, untrusted); FrameError if bad.
+    """Returns the header in the first 64 bytes of ``data`` (bytes-like or a uint8 array); FrameError if bad.
 
     Nothing is allocated on its word: call `Header.check`, then make room for ``payload_nbytes``.
     """
@@ -209,12 +238,14 @@ def parse_header(data: Any) -> Header:
     )
 
 
-def encode(x: Any, codec: Like, *, seed: int = 0, nonfinite: str = "raise", out: Packet | None = None) -> Packet:
-    """Encodes ``x``: float32 of any shape, from torch, NumPy, CuPy or DLPack; one that is not contiguous is copied first.
+def encode(
+    x: Any, codec: Like, *, seed: int = 0, nonfinite: str = "raise", out: Packet | None = None
+) -> Packet:
+    """Encodes ``x``: float32 of torch, NumPy, CuPy or DLPack, copied first where it is not contiguous.
 
-    ``nonfinite``: with "raise", NaN or infinity raises NonFiniteError after the pass; with "zero" the block that holds it
-    (for none, fp16, bf16 and topk: the element) is sent as zeros. ``out`` is a packet of the same size and place whose
-    memory is used again and which is returned.
+    A block that holds NaN or infinity (for none, fp16, bf16 and topk: the element) is sent as zeros;
+    ``nonfinite="raise"`` then raises NonFiniteError, on CUDA when the packet is sent (`Packet.check_finite`).
+    ``out`` is a packet of the same size and place whose memory is used again and which is returned.
     """
     return _encode(_ENCODE, x, None, codec, (seed, nonfinite, out))
 
@@ -222,10 +253,10 @@ def encode(x: Any, codec: Like, *, seed: int = 0, nonfinite: str = "raise", out:
 def encode_feedback(
     x: Any, residual: Any, codec: Like, *, seed: int = 0, nonfinite: str = "raise", out: Packet | None = None
 ) -> Packet:
-    """Encodes v = x + residual and leaves residual = v - decoded, in place, in one pass (Karimireddy et al. 2019).
+    """Encodes v = x + residual and leaves residual = v - decoded, in place (Karimireddy et al. 2019).
 
-    ``residual`` is contiguous float32 of the same size and place. Where v is not finite it stays as it was, also when
-    NonFiniteError is raised. The rest as `encode`.
+    ``residual`` is contiguous float32 of the same size and place. Where v is not finite it stays as it was,
+    also when NonFiniteError is raised. The rest as `encode`.
     """
     return _encode(_FEEDBACK, x, residual, codec, (seed, nonfinite, out))
 
@@ -233,15 +264,17 @@ def encode_feedback(
 def encode_difference(
     x: Any, reference: Any, codec: Like, *, seed: int = 0, nonfinite: str = "raise", out: Packet | None = None
 ) -> Packet:
-    """Encodes x - reference and adds what receivers will decode to reference, in place, in one pass (Koloskova et al. 2019).
+    """Encodes x - reference; reference += what receivers decode, in place (Koloskova et al. 2019).
 
-    ``reference`` is contiguous float32 of the same size and place and saturates at +-FLT_MAX. Where x - reference is not
-    finite it stays as it was, also when NonFiniteError is raised. The rest as `encode`.
+    ``reference`` is contiguous float32 of the same size and place and saturates at +-FLT_MAX. Where x -
+    reference is not finite it stays as it was, also when NonFiniteError is raised. The rest as `encode`.
     """
     return _encode(_DIFFERENCE, x, reference, codec, (seed, nonfinite, out))
 
 
-def _encode(operation: int, x: Any, state: Any, like: Like, options: tuple[int, str, Packet | None]) -> Packet:
+def _encode(
+    operation: int, x: Any, state: Any, like: Like, options: tuple[int, str, Packet | None]
+) -> Packet:
     c = like if isinstance(like, Codec) else codec(like)
     seed, nonfinite, out = options
     if nonfinite != "raise" and nonfinite != "zero":
@@ -259,7 +292,7 @@ def _encode(operation: int, x: Any, state: Any, like: Like, options: tuple[int, 
         payload, payload_address = kind.new_payload(num_bytes, device)
         out = Packet(c, tuple(x.shape), numel, kind, (payload_address, num_bytes, device, payload))
     else:
-        out._reuse(c, tuple(x.shape), numel, device)
+        out._reuse(c, tuple(x.shape), (kind, numel, device))
     out.seed = seed
     to = out._memory
     if device >= 0:
@@ -285,7 +318,9 @@ def _open_state(name: str, state: Any, x: Memory) -> int:
 
 
 def _launch(operation: int, packet: Packet, addresses: tuple[int, int], report: bool) -> None:
-    """Puts an encode on the caller's CUDA stream; nothing waits, so a non-finite index is left in device memory."""
+    """Puts an encode on the caller's CUDA stream; nothing waits, so a non-finite index is left in device
+    memory.
+    """
     c, kind = packet.codec, packet._kind
     to, num_bytes, device, _ = packet._memory
     flag, flag_address = kind.new_flag(device)
@@ -313,9 +348,10 @@ def _launch(operation: int, packet: Packet, addresses: tuple[int, int], report: 
 def decode(p: Packet, *, out: Any = None, add: bool = False, weight: float = 1.0) -> Any:
     """Returns ``weight`` times the decoded array, of the library, device, shape and dtype that went in.
 
-    ``out`` (contiguous float32 of the same number of elements, on the payload's device, of any library) is written in place
-    and returned; with ``add`` it grows by that instead. A sparse packet then touches only what it holds. A payload on the
-    CPU is validated first: FrameError leaves ``out`` untouched. On CUDA it is trusted, but its indices are bounds-checked.
+    ``out`` (contiguous float32 of the same number of elements, on the payload's device, of any library) is
+    written in place and returned; with ``add`` it grows by that instead. A sparse packet then touches only
+    what it holds. A payload on the CPU is validated first: FrameError leaves ``out`` untouched. On CUDA it is
+    trusted, but its indices are bounds-checked.
     """
     c = p.codec
     address, num_bytes, device, _ = p._memory
@@ -349,30 +385,41 @@ def decode(p: Packet, *, out: Any = None, add: bool = False, weight: float = 1.0
 
 
 def mix(x: Any, neighbour_sum: Any, reference: Any, step_size: float) -> None:
-    """Moves x by step_size * (neighbour_sum - reference), in place (CHOCO-SGD, Koloskova et al. 2019, algorithm 2).
+    """Moves x by step_size * (neighbour_sum - reference), in place (CHOCO-SGD, Koloskova et al. 2019,
+    algorithm 2).
 
-    All three are contiguous float32 of one size on one device.
+    All are float32 of one size on one device, x contiguous; the others are copied if they are not.
     """
     if not -math.inf < step_size < math.inf:
         raise ValueError(f"mix: expected a finite step_size, got {step_size}")
     kind = KINDS.get(type(x)) or kind_of(x, "x")
     address, numel, device, _ = kind.write(x, "x")
-    others = []
+    others = []  # whole memories: they own the copies of what was not contiguous
     for name, y in (("neighbour_sum", neighbour_sum), ("reference", reference)):
-        memory = (KINDS.get(type(y)) or kind_of(y, name)).write(y, name)
+        memory = (KINDS.get(type(y)) or kind_of(y, name)).read(y, name)
         _check_same(name, memory, numel, device)
-        others.append(memory[0])
+        others.append(memory)
     if device < 0 and numel >= _native.PARALLEL_NUMEL:
         _native.follow_torch()
-    _native.mix(address, others[0], others[1], step_size, numel, device, kind.stream(device) if device >= 0 else 0)
+    _native.mix(
+        address,
+        others[0][0],
+        others[1][0],
+        step_size,
+        numel,
+        device,
+        kind.stream(device) if device >= 0 else 0,
+    )
 
 
 def derive_seed(run_seed: int, step: int, sender: int, key: str | int, phase: str | int) -> int:
-    """Returns the 64-bit seed of one packet: a hash, so that the rounding noise of nodes and steps is independent.
+    """Returns the 64-bit seed of one packet: a hash, so that the noise of nodes and steps is independent.
 
-    ``key`` names what is sent (a parameter), ``phase`` the part of the round; equal arguments give equal seeds anywhere.
+    ``key`` names what is sent (a parameter), ``phase`` the part of the round; equal arguments give equal
+    seeds anywhere.
     """
-    text = f"{run_seed} {step} {sender} {type(key).__name__}{len(str(key))} {key} {type(phase).__name__} {phase}"
+    kinds = f"{'text' if isinstance(key, str) else 'int'} {'text' if isinstance(phase, str) else 'int'}"
+    text = f"{run_seed} {step} {sender} {kinds} {len(str(key))} {key} {phase}"
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
@@ -389,5 +436,6 @@ def _place(device: int) -> str:
 
 def _nonfinite(c: Codec, index: int) -> NonFiniteError:
     return NonFiniteError(
-        f"{c.name}: element {index} to be sent is NaN or infinite; mend the input or pass nonfinite='zero'", index
+        f"{c.name}: element {index} to be sent is NaN or infinite; mend the input or pass nonfinite='zero'",
+        index,
     )

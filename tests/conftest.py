@@ -1,0 +1,28 @@
+"""Settings of all tests: where the oracle is found, what Hypothesis may take, which tests need a GPU."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+# Examples are cheap here, machines are shared: no deadline, and the same examples every time.
+settings.register_profile(
+    "dance", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
+)
+settings.load_profile("dance")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    from dance import info
+
+    if info()["cuda_available"]:
+        return
+    skip = pytest.mark.skip(reason="dance.info() finds no usable CUDA device")
+    for item in items:
+        if "cuda" in item.keywords:
+            item.add_marker(skip)
