@@ -1,0 +1,1 @@
+"""Shaped links between processes of one machine."""

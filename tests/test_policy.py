@@ -1,0 +1,122 @@
+"""Policies: fixed, replayed, and the least lossy codec that is in time."""
+
+from __future__ import annotations
+
+import pytest
+
+from dance import codec
+from dance.bandwidth import LinkMeter
+from dance.policy import CANDIDATES, Auto, Fixed, Policy, Schedule, Send
+
+NUMEL = 1_000_000
+
+
+def meter(rate_mbps: float, latency_s: float = 0.001) -> LinkMeter:
+    link = LinkMeter()
+    for num_bytes in (1_000, 10_000, 100_000, 1_000_000):
+        link.observe(num_bytes, latency_s + num_bytes * 8 / (rate_mbps * 1e6))
+    return link
+
+
+def send(round_: int = 0, *rates: float, budget_s: float | None = 1.0, kind: str = "gossip") -> Send:
+    return Send(
+        kind=kind, round=round_, numel=NUMEL, links=[meter(rate) for rate in rates], budget_s=budget_s
+    )
+
+
+@pytest.mark.parametrize(
+    ("rate_mbps", "expected"),
+    [
+        (1000.0, "none"),
+        (20.0, "fp16"),
+        (10.0, "int8:block=256"),
+        (2.0, "sign:block=256"),
+        (1.0, "topk:ratio=0.01"),
+    ],
+)
+def test_auto_takes_the_least_lossy_that_is_in_time(rate_mbps: float, expected: str) -> None:
+    # 1M elements: none 32 Mbit, fp16 16, int8 8.1, sign 1.1, top-1 % 0.64; budget 1 s.
+    policy = Auto()
+    assert str(policy.choose(send(0, rate_mbps))) == expected
+
+
+def test_the_slowest_link_counts() -> None:
+    assert str(Auto().choose(send(0, 1000.0, 2.0))) == "sign:block=256"
+
+
+def test_none_when_nothing_presses_and_smallest_when_nothing_is_known_or_fits() -> None:
+    assert str(Auto().choose(send(budget_s=None))) == "none"
+    assert str(Auto().choose(send())) == "topk:ratio=0.01"
+    assert str(Auto().choose(send(0, 0.001))) == "topk:ratio=0.01"
+    assert str(Auto(budget_s=1.0).choose(send(0, 1000.0, budget_s=None))) == "none"
+
+
+def test_auto_goes_down_at_once_and_up_with_patience() -> None:
+    policy = Auto()
+    assert str(policy.choose(send(0))) == "topk:ratio=0.01"  # unmeasured: the smallest
+    assert str(policy.choose(send(1, 100.0))) == "none"  # the first measurement counts at once
+    assert str(policy.choose(send(2, 20.0))) == "fp16"
+    assert str(policy.choose(send(3, 100.0))) == "fp16"
+    assert str(policy.choose(send(21, 100.0))) == "fp16"
+    assert str(policy.choose(send(22, 33.0))) == "fp16"  # none fits, but without room to spare
+    assert str(policy.choose(send(23, 100.0))) == "none"
+    assert str(policy.choose(send(24, 2.0))) == "sign:block=256"
+
+
+def test_candidates_by_kind() -> None:
+    policy = Auto({"image": ("none", "int8"), "": ("sign",)})
+    assert str(policy.choose(send(0, 1.0, kind="image"))) == "int8:block=256"
+    assert str(policy.choose(send(0, 1000.0, kind="gossip"))) == "sign:block=256"
+    with pytest.raises(ValueError, match="no candidates for kind 'gossip'; there are some for image"):
+        Auto({"image": ("none",)}).choose(send())
+
+
+def test_explain_is_a_table_and_decides_nothing() -> None:
+    policy = Auto()
+    explanation = policy.explain(send(7, 2.0))
+    assert [row.codec for row in explanation.rows] == [str(codec(text)) for text in CANDIDATES]
+    assert [row.fits for row in explanation.rows] == [False, False, False, True, True]
+    assert [row.chosen for row in explanation.rows] == [False, False, False, True, False]
+    assert explanation.rows[0].num_bytes == 64 + 4 * NUMEL
+    lines = str(explanation).splitlines()
+    assert len(lines) == 7
+    assert lines[4].startswith("sign:block=256")
+    assert lines[4].endswith("<- chosen")
+    assert "round 7" in lines[6]
+    assert policy.log == []
+
+
+def test_a_log_can_be_replayed() -> None:
+    policy: Policy = Auto()
+    rates = [None, 100.0, 20.0, 2.0, 2.0, 1000.0]
+    chosen = [policy.choose(send(k, *([] if rate is None else [rate]))) for k, rate in enumerate(rates)]
+    replay = Schedule(policy.log)
+    assert [replay.choose(send(k)) for k in range(6)] == chosen
+    assert replay.choose(send(99)) == chosen[-1]
+    assert [decision.codec for decision in replay.log][:6] == [str(each) for each in chosen]
+    with pytest.raises(
+        ValueError, match="no decision for kind 'image' up to round 3; it has the kinds gossip"
+    ):
+        replay.choose(send(3, kind="image"))
+
+
+def test_policy_memory_is_resumed() -> None:
+    one, two = Auto(), Auto()
+    for k, rate in enumerate((100.0, 2.0)):
+        one.choose(send(k, rate))
+    two.load_state_dict(one.state_dict())
+    for k in range(2, 40):
+        assert one.choose(send(k, 100.0)) == two.choose(send(k, 100.0))
+    assert one.log == two.log
+    fixed = Fixed("int8")
+    assert fixed.choose(send()) == codec("int8")
+    assert len(fixed.explain(send()).rows) == 1
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="at least one candidate"):
+        Auto(())
+    with pytest.raises(ValueError, match="budget_s above 0, got 0"):
+        Auto(budget_s=0.0)
+    with pytest.raises(ValueError, match="unknown codec"):
+        Fixed("zip")
