@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import uuid
 from collections.abc import Sequence
 
@@ -24,7 +25,6 @@ def launch(module: str, arguments: Sequence[str], *, num_processes: int, threads
     The processes have torchrun's variables (RANK, WORLD_SIZE and so on) and print to this one's terminal. The
     signal is passed on to them and they are waited for. Raises DanceError when one of them failed.
     """
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SHUTDOWN_S))  # older torch: 30 s
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -33,8 +33,13 @@ def launch(module: str, arguments: Sequence[str], *, num_processes: int, threads
     for name in list(logging.Logger.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    # Processes of one machine share its cores; without this each would start a thread a core.
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    variables = {
+        # Processes of one machine share its cores; without this each would start a thread a core.
+        "OMP_NUM_THREADS": str(threads),
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_SHUTDOWN_S),  # older torch: 30 s, whatever this says
+    }
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -45,7 +50,9 @@ def launch(module: str, arguments: Sequence[str], *, num_processes: int, threads
         max_restarts=0,
         monitor_interval=0.1,
     )
-    kept = {number: signal.getsignal(number) for number in _SIGNALS}  # torchrun's agent leaves its own behind
+    # torchrun's agent sets handlers, in the main thread only, and leaves them behind.
+    main = threading.current_thread() is threading.main_thread()
+    kept = {number: signal.getsignal(number) for number in _SIGNALS if main}
     try:
         elastic_launch(settings, sys.executable)("-m", module, *arguments)
     except SignalException:
@@ -60,4 +67,6 @@ def launch(module: str, arguments: Sequence[str], *, num_processes: int, threads
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
+        for name in added:
+            del os.environ[name]
     return False

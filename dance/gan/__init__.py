@@ -1,0 +1,22 @@
+"""Training GANs over edge nodes: AC-GAN, its rivals MD-GAN and FL-GAN, and a standalone reference."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dance.gan.config import AcganConfig, FlganConfig, MdganConfig, RunConfig
+
+if TYPE_CHECKING:
+    from dance.gan.engine import Result as Result
+    from dance.gan.engine import run as run
+
+__all__ = ["AcganConfig", "FlganConfig", "MdganConfig", "Result", "RunConfig", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the engine, and torch with it, when it is first named: configs and `--help` need neither."""
+    if name in ("Result", "run"):
+        from dance.gan import engine
+
+        return getattr(engine, name)
+    raise AttributeError(f"module 'dance.gan' has no attribute {name!r}")

@@ -1,0 +1,351 @@
+"""RunConfig: all that decides a training run, as one frozen value; its fields are `dance train`'s flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import dance
+from dance import topology
+from dance.bandwidth import parse_links
+
+ALGORITHMS = ("ac-gan", "md-gan", "fl-gan", "standalone")
+OPTIMIZERS = ("block-adam", "adam", "sgd")
+LAYOUTS = ("model-parallel",)
+PARTITIONS = ("iid", "classes:2", "dirichlet:0.2")
+
+Algorithm = Literal["ac-gan", "md-gan", "fl-gan", "standalone"]
+Optimizer = Literal["block-adam", "adam", "sgd"]
+
+# The bounds that the block of an int8 or sign packet has (docs/format.md).
+MIN_BLOCK, MAX_BLOCK = 32, 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcganConfig:
+    """What only ac-gan has."""
+
+    period: int = 1
+    """Rounds between two gossip exchanges (H)."""
+    step_size: float | None = None
+    """Consensus step of the gossip; None: the known good one of the codec (sign 0.5, int8 0.9, none 1.0)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MdganConfig:
+    """What only md-gan has (Hardy et al. 2019)."""
+
+    batches: int | None = None
+    """Batches the server makes a round (k); None: max(2, floor(ln N))."""
+    swap_epochs: int = 1
+    """Epochs between two swaps of discriminators (E); 0: never swap."""
+    d_optimizer: Optimizer = "adam"
+    """Optimizer of the discriminators; its state is reset when discriminators swap."""
+    image_codec: str = "none"
+    """Codec of the images that go down."""
+    feedback_codec: str = "none"
+    """Codec of the feedback that goes up."""
+    swap_codec: str = "none"
+    """Codec of a discriminator that moves to another node."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlganConfig:
+    """What only fl-gan has (federated averaging of whole GANs)."""
+
+    epochs: int = 1
+    """Local epochs between two averages (E)."""
+    d_optimizer: Optimizer = "adam"
+    """Optimizer of the workers' discriminators; its state stays at the worker."""
+    codec: str = "none"
+    """Codec of the models that go up and down."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run. A round is, for every method, `local_steps` D steps and one G step at each node."""
+
+    algorithm: Algorithm = "ac-gan"
+    """Which algorithm trains: ac-gan, its rivals md-gan and fl-gan, or standalone (all data in one place)."""
+    data: str = "digits"
+    """A data set's name (digits, mnist, fashion-mnist) or a path to its files."""
+    partition: str = "iid"
+    """How images are split over the D-Nodes: iid, classes:2 (two classes a node), dirichlet:0.2 (skewed)."""
+    d_nodes: int = 4
+    """Discriminator nodes, each with a private part of the data; standalone multiplies its batch by it."""
+    g_nodes: int = 1
+    """Generator nodes (more than one: ac-gan only)."""
+    layout: str = "model-parallel"
+    """Where G and D live: model-parallel (on different nodes)."""
+    topology: str = "hub"
+    """Who gossips with whom: hub (relayed by G-Node 0), or D-Nodes in a ring, complete or other graph."""
+    rounds: int = 2000
+    """Rounds to train."""
+    seed: int = 0
+    """The run's only seed: weights, data, noise and packets follow from it."""
+    codec: str | None = None
+    """One codec for every message, for example none, int8 or auto; it overrides the codecs below."""
+    gossip_codec: str = "sign"
+    """Codec of the discriminators' gossip, or auto."""
+    image_codec: str = "int8"
+    """Codec of the images a G-Node sends, or auto."""
+    feedback_codec: str = "sign:block=image"
+    """Codec of the feedback a D-Node sends, or auto; block=image: one scale an image."""
+    d_optimizer: Optimizer = "block-adam"
+    """Optimizer of the D-Nodes (ac-gan, standalone); block-adam shares its second moment between nodes."""
+    g_optimizer: Optimizer = "adam"
+    """Optimizer of every generator."""
+    batch_size: int = 16
+    """Images in one batch of one node."""
+    local_steps: int = 1
+    """D steps in a round (L)."""
+    d_learning_rate: float = 1e-3
+    """Learning rate of the discriminators."""
+    g_learning_rate: float = 1e-3
+    """Learning rate of the generators."""
+    beta1: float = 0.5
+    """First-moment decay of Adam and block Adam; momentum of sgd."""
+    beta2: float = 0.999
+    """Second-moment decay of Adam and block Adam."""
+    r1: float = 0.5
+    """Weight of the R1 penalty r1 / 2 * |gradient of D at a real image|^2; 0: none."""
+    r1_every: int = 4
+    """R1 is applied every so many rounds, times so many."""
+    ema: float = 0.995
+    """Decay a round of the averaged generator that is evaluated; 0: evaluate the raw one."""
+    latent: int = 64
+    """Length of a generator's noise vector."""
+    g_widths: tuple[int, ...] = (256, 256)
+    """Hidden widths of the generator."""
+    d_widths: tuple[int, ...] = (256, 128)
+    """Hidden widths of the discriminator."""
+    links: str | None = None
+    """Simulated links, for example 10mbit,5ms, or a trace file (needs --simulate)."""
+    simulate: bool = False
+    """All nodes in this process, with the same bits as real ones."""
+    resume: str | None = None
+    """Continue the run in this folder, from its last checkpoint."""
+    out: str | None = None
+    """Folder the run writes to; None: runs/ALGORITHM-DATA."""
+    evaluate_every: int = 500
+    """Rounds between two evaluations; 0: only at the end."""
+    evaluate_images: int = 10_000
+    """Generated images an evaluation draws."""
+    checkpoint_every: int = 500
+    """Rounds between two checkpoints; 0: only at the end."""
+    round_ms: float = 100.0
+    """With auto: milliseconds that a round's messages may take, a quarter for each of its four phases."""
+    threads: int = 1
+    """Torch threads of one node."""
+    device: str = "cpu"
+    """Where nodes compute: cpu."""
+    acgan: AcganConfig = field(default_factory=AcganConfig)
+    """Settings of ac-gan."""
+    mdgan: MdganConfig = field(default_factory=MdganConfig)
+    """Settings of md-gan."""
+    flgan: FlganConfig = field(default_factory=FlganConfig)
+    """Settings of fl-gan."""
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes of the run: processes, when it is not simulated. Standalone is one node."""
+        return 1 if self.algorithm == "standalone" else self.g_nodes + self.d_nodes
+
+    @property
+    def folder(self) -> Path:
+        """The folder the run writes to."""
+        return Path(self.out or self.resume or f"runs/{self.algorithm}-{Path(self.data).name}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The run as plain JSON values, nested groups as nested objects."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> RunConfig:
+        """The inverse of `to_json`. Raises ValueError for a field this version does not know."""
+        groups: dict[str, Any] = {"acgan": AcganConfig, "mdgan": MdganConfig, "flgan": FlganConfig}
+        known = {f.name for f in dataclasses.fields(cls)}
+        given = dict(values)
+        if unknown := sorted(set(given) - known):
+            raise ValueError(f"config: unknown field {unknown[0]!r}; written by another version of dance?")
+        for name, group in groups.items():
+            if name in given:
+                try:
+                    given[name] = group(**given[name])
+                except TypeError as error:
+                    raise ValueError(f"config: bad group {name!r}: {error}") from None
+        for name in ("g_widths", "d_widths"):
+            if name in given:
+                given[name] = tuple(given[name])
+        return cls(**given)
+
+
+def validate(config: RunConfig) -> None:
+    """Check all that can be checked without data or processes. Raises ValueError naming value and remedy."""
+    _one_of("algorithm", config.algorithm, ALGORITHMS)
+    _one_of("layout", config.layout, LAYOUTS)
+    _check_topology(config)
+    _one_of("device", config.device, ("cpu",))
+    for name in ("d_optimizer", "g_optimizer"):
+        _one_of(name, getattr(config, name), OPTIMIZERS)
+    for group, name in (("mdgan", config.mdgan.d_optimizer), ("flgan", config.flgan.d_optimizer)):
+        _one_of(f"{group}.d_optimizer", name, OPTIMIZERS)
+    counts = (
+        "d_nodes",
+        "g_nodes",
+        "rounds",
+        "batch_size",
+        "local_steps",
+        "r1_every",
+        "latent",
+        "evaluate_images",
+        "threads",
+    )
+    for name in counts:
+        _at_least(name, getattr(config, name), 1)
+    for name in ("evaluate_every", "checkpoint_every", "seed"):
+        _at_least(name, getattr(config, name), 0)
+    _at_least("acgan.period", config.acgan.period, 1)
+    if config.acgan.step_size is not None and not 0 < config.acgan.step_size <= 1:
+        raise ValueError(f"acgan.step_size: {config.acgan.step_size} must be in (0, 1], for example 0.5")
+    if not config.round_ms > 0:
+        raise ValueError(f"round_ms: {config.round_ms} must be positive, for example 100")
+    _at_least("mdgan.swap_epochs", config.mdgan.swap_epochs, 0)
+    _at_least("flgan.epochs", config.flgan.epochs, 1)
+    if config.mdgan.batches is not None:
+        _at_least("mdgan.batches", config.mdgan.batches, 1)
+    for name in ("d_learning_rate", "g_learning_rate"):
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name}: {getattr(config, name)} must be positive, for example 0.001")
+    for name in ("beta1", "beta2", "ema"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name}: {getattr(config, name)} must be in [0, 1)")
+    if not 0 <= config.r1 < float("inf"):
+        raise ValueError(f"r1: {config.r1} must be 0 (no penalty) or positive")
+    if not all(width >= 1 for width in (*config.g_widths, *config.d_widths)):
+        raise ValueError(
+            f"g_widths {config.g_widths} and d_widths {config.d_widths}: every width must be at least 1"
+        )
+    if config.g_nodes > 1 and config.algorithm != "ac-gan":
+        raise ValueError(
+            f"g_nodes: {config.algorithm} has one generator, got {config.g_nodes}; use --g-nodes 1"
+        )
+    check_partition(config.partition)
+    _check_codecs(config)
+    _check_world_size(config)
+    try:
+        parse_links(config.links)
+    except ValueError as error:
+        raise ValueError(f"links: {error}") from None
+    if config.links is not None and not config.simulate and config.algorithm != "standalone":
+        raise ValueError(
+            f"links: {config.links!r} shapes simulated links only; add --simulate or drop --links"
+        )
+
+
+def check_partition(text: str) -> None:
+    """Raises ValueError unless `text` names a way to split the data (dance.data.partition)."""
+    name, _, value = text.partition(":")
+    try:
+        good = (
+            text == "iid"
+            or (name == "classes" and int(value) >= 1)
+            or (name == "dirichlet" and float(value) > 0)
+        )
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError(
+            f"partition: unknown {text!r}; use one of {', '.join(PARTITIONS)} (or other numbers)"
+        )
+
+
+def image_block(image_numel: int) -> int:
+    """The block that gives one scale an image, or a near one when an image has not 32..4096 elements.
+
+    Smaller images: the least multiple of an image that is allowed (some images share a scale). Larger: the
+    largest divisor of an image that is allowed (some scales an image), or 4096 if it has none.
+    """
+    if MIN_BLOCK <= image_numel <= MAX_BLOCK:
+        return image_numel
+    if image_numel < MIN_BLOCK:
+        return image_numel * -(-MIN_BLOCK // image_numel)
+    divisors = [block for block in range(MIN_BLOCK, MAX_BLOCK + 1) if image_numel % block == 0]
+    return max(divisors, default=MAX_BLOCK)
+
+
+def codec_text(text: str, image_numel: int) -> str:
+    """The codec text with `block=image` replaced by the block that images of this size get."""
+    return text.replace("block=image", f"block={image_block(image_numel)}")
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun, or anything that sets its variables, started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: unknown {value!r}; choose from {', '.join(choices)}")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        flag = name.replace("_", "-").replace("acgan.", "acgan.")
+        raise ValueError(f"{name}: {value} must be at least {least}; for example --{flag} {max(least, 1)}")
+
+
+def _check_topology(config: RunConfig) -> None:
+    if config.topology == "hub":
+        return
+    try:
+        graph = topology.named(config.topology, config.d_nodes, seed=config.seed)
+    except ValueError as error:
+        raise ValueError(f"topology: {error}; or hub") from None
+    if not graph.symmetric or (config.d_nodes > 1 and graph.spectral_gap() == 0):
+        raise ValueError(f"topology: {graph} does not bring its nodes together; use hub or ring")
+
+
+def _check_codecs(config: RunConfig) -> None:
+    texts = {
+        "codec": config.codec,
+        "gossip_codec": config.gossip_codec,
+        "image_codec": config.image_codec,
+        "feedback_codec": config.feedback_codec,
+        "mdgan.image_codec": config.mdgan.image_codec,
+        "mdgan.feedback_codec": config.mdgan.feedback_codec,
+        "mdgan.swap_codec": config.mdgan.swap_codec,
+        "flgan.codec": config.flgan.codec,
+    }
+    for name, text in texts.items():
+        if text is None:
+            continue
+        if text == "auto":
+            if config.algorithm in ("md-gan", "fl-gan") and (name == "codec" or "." in name):
+                raise ValueError(
+                    f"{name}: auto is for ac-gan; give {config.algorithm} a codec, for example int8"
+                )
+            continue
+        try:
+            dance.codec(codec_text(text, 64))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+
+def _check_world_size(config: RunConfig) -> None:
+    if not under_torchrun() or config.simulate:
+        return
+    world = int(os.environ["WORLD_SIZE"])
+    if world != config.num_nodes:
+        raise ValueError(
+            f"world size: torchrun started {world} processes, but {config.algorithm} with "
+            f"g_nodes {config.g_nodes} and d_nodes {config.d_nodes} needs {config.num_nodes}; "
+            f"use --nproc-per-node {config.num_nodes} or change --d-nodes"
+        )

@@ -1,0 +1,329 @@
+"""run(RunConfig) -> Result: checks, data, nodes, the loop over rounds, checkpoints and a clean end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dance import checkpoint
+from dance.bandwidth import parse_links
+from dance.data import ImageData, load
+from dance.errors import DanceError
+from dance.exchange import Exchange, ProcessGroupExchange, SimulatedExchange
+from dance.files import write_atomic, writing
+from dance.gan.acgan import Acgan
+from dance.gan.config import RunConfig, under_torchrun, validate
+from dance.gan.flgan import Flgan
+from dance.gan.mdgan import Mdgan
+from dance.gan.messages import Post
+from dance.gan.rows import Algorithm, gathered, line, summary
+from dance.gan.standalone import Standalone
+from dance.launch import launch
+from dance.metrics import Evaluator
+from dance.partition import partition
+from dance.report import Progress, RunWriter
+
+# All nodes ask each other for Ctrl-C only so often: the question costs a message a node.
+STOP_EVERY = 10
+# A Ctrl-C so long after the first one means it.
+_IMPATIENT_S = 2.0
+# Node 0 may have to train the classifier before the first round, and evaluates while the others wait.
+_TIMEOUT_S = 1800.0
+_SHOWN = ("d_loss", "g_loss", "score", "fid", "bytes_sent", "raw_bytes", "link_rate_mbps", "codecs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """How a run ended; `summary` is summary.json, and empty in processes other than that of node 0."""
+
+    folder: Path
+    rounds: int
+    interrupted: bool
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float | None:
+        """Inception score by our own classifier; None without labels."""
+        return self.summary.get("score")
+
+    @property
+    def fid(self) -> float | None:
+        """Frechet distance on that classifier's features; only comparable on the same data."""
+        return self.summary.get("fid")
+
+    @property
+    def bytes_sent(self) -> int:
+        """What all nodes sent, headers included."""
+        return int(self.summary.get("bytes_sent", 0))
+
+    @property
+    def raw_bytes(self) -> int:
+        """What the same messages would have been uncompressed."""
+        return int(self.summary.get("raw_bytes", 0))
+
+
+def run(config: RunConfig) -> Result:
+    """Train as `config` says and write the run's folder.
+
+    Where the run needs several nodes, is not simulated and was not started by torchrun, local processes are
+    started and waited for. Raises ValueError for a bad value and DanceError for missing data, both before any
+    process starts, and DanceError for a failed node.
+    """
+    if config.resume is not None:
+        config = resumed(config)
+    validate(config)
+    data = load(config.data)
+    parts = parts_of(config, data)
+    if under_torchrun() and not config.simulate:
+        return _under_torchrun(config, data, parts)
+    if config.simulate or config.num_nodes == 1:
+        exchange = SimulatedExchange(config.num_nodes, parse_links(config.links))
+        return _run(config, exchange, data, parts)
+    return _in_processes(config)
+
+
+def resumed(config: RunConfig) -> RunConfig:
+    """The config of the run that is resumed; rounds, simulate, where and when it writes may change.
+
+    A field at its default counts as not given, `rounds` only while the run has not done all of its own.
+    Raises ValueError for another field that is given with another value than the run began with.
+    """
+    folder = Path(config.resume or "")
+    file = folder / "config.json"
+    if not file.is_file():
+        raise DanceError(f"resume: no {file}; give the folder of a run, the one that holds config.json")
+    saved = RunConfig.from_json(json.loads(file.read_text()))
+    free = {
+        "rounds",
+        "out",
+        "resume",
+        "simulate",
+        "links",
+        "evaluate_every",
+        "evaluate_images",
+        "checkpoint_every",
+    }
+    default = RunConfig()
+    changes: dict[str, Any] = {"resume": config.resume}
+    if checkpoint.round_of(checkpoint.find(folder)) >= saved.rounds:
+        changes["rounds"] = config.rounds
+    for f in dataclasses.fields(RunConfig):
+        given = getattr(config, f.name)
+        if given in (getattr(default, f.name), getattr(saved, f.name)):
+            continue
+        if f.name not in free:
+            raise ValueError(
+                f"resume: {f.name} is {getattr(saved, f.name)!r} in {file}, got {given!r}; "
+                "drop that flag, or start a new run without --resume"
+            )
+        changes[f.name] = given
+    return dataclasses.replace(saved, **changes)
+
+
+def parts_of(config: RunConfig, data: ImageData) -> list[Tensor]:
+    """Each D-Node's private images (standalone: all in one part). Raises ValueError when one has too few."""
+    alone = config.algorithm == "standalone"
+    labels: Any = data.labels if data.labels is not None else len(data.images)
+    num_parts, spec = (1, "iid") if alone else (config.d_nodes, config.partition)
+    indices = partition(labels, spec, num_parts, config.seed)
+    batch = config.batch_size * (config.d_nodes if alone else 1)
+    smallest = min(range(num_parts), key=lambda n: len(indices[n]))
+    if len(indices[smallest]) < batch:
+        raise ValueError(
+            f"batch_size: {batch} images a batch, but D-Node {smallest} of {num_parts} holds only "
+            f"{len(indices[smallest])} of {data.name} ({spec}); use a smaller --batch-size or fewer --d-nodes"
+        )
+    return [data.images[torch.from_numpy(np.asarray(index))] for index in indices]
+
+
+def _in_processes(config: RunConfig) -> Result:
+    """Start a process a node and wait; what node 0 found is read from the run's folder."""
+    if config.resume is not None:  # a damaged checkpoint is found here, once, and not by every process
+        folder = checkpoint.find(Path(config.resume))
+        for node in range(config.num_nodes):
+            checkpoint.load(folder, node)
+    request, file = config.folder / "config.json", config.folder / "summary.json"
+    with writing(config.folder):
+        config.folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(request, json.dumps(config.to_json(), indent=2).encode())
+    before = file.stat().st_mtime_ns if file.exists() else None
+    interrupted = launch("dance.gan", [str(request)], num_processes=config.num_nodes, threads=config.threads)
+    if not file.exists() or file.stat().st_mtime_ns == before:  # stopped before the first round
+        return Result(folder=config.folder, rounds=0, interrupted=True)
+    summary = json.loads(file.read_text(encoding="utf-8"))
+    return Result(folder=config.folder, rounds=summary["rounds"], interrupted=interrupted, summary=summary)
+
+
+def _under_torchrun(config: RunConfig, data: ImageData, parts: Sequence[Tensor]) -> Result:
+    torch.distributed.init_process_group("gloo")
+    try:
+        return _run(config, ProcessGroupExchange(timeout_s=_TIMEOUT_S), data, parts)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def build(config: RunConfig, exchange: Exchange, parts: Sequence[Tensor]) -> Algorithm:
+    """The nodes of this process, under the algorithm's visible loop."""
+    kinds: dict[str, Any] = {"ac-gan": Acgan, "md-gan": Mdgan, "fl-gan": Flgan, "standalone": Standalone}
+    algorithm: Algorithm = kinds[config.algorithm](config, exchange, parts)
+    return algorithm
+
+
+def _run(config: RunConfig, exchange: Exchange, data: ImageData, parts: Sequence[Tensor]) -> Result:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        with _stop_requests() as stop:
+            return _Run(config, exchange, data, build(config, exchange, parts)).train(stop)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set while the block runs; Ctrl-C again, later, interrupts at once."""
+    stop = threading.Event()
+    first_s = 0.0
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def request(number: int, _: object) -> None:
+        nonlocal first_s
+        # A terminal and torchrun may both pass one Ctrl-C on; that is no second one.
+        if stop.is_set() and number == signal.SIGINT and time.monotonic() - first_s > _IMPATIENT_S:
+            raise KeyboardInterrupt
+        first_s = first_s or time.monotonic()
+        stop.set()
+
+    kept = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+class _Run:
+    """The plain state of a run in one process: rounds, seconds, nodes, and at node 0 the writer."""
+
+    def __init__(self, config: RunConfig, exchange: Exchange, data: ImageData, algorithm: Algorithm) -> None:
+        self.config = config
+        self.exchange = exchange
+        self.algorithm = algorithm
+        self.post = Post(exchange=exchange, seed=config.seed)
+        self.done = 0
+        self.seconds = 0.0
+        self.last: dict[str, Any] = {}
+        if config.resume is not None:
+            self._restore(checkpoint.find(Path(config.resume)))
+        # Only node 0's process writes the run's folder; the others write their checkpoints into it.
+        self.writer: RunWriter | None = None
+        if 0 in exchange.nodes:
+            self.evaluator = Evaluator(data, seed=0, num_images=config.evaluate_images, on_training=print)
+            resume_round = self.done if config.resume is not None else None
+            self.writer = RunWriter(config.folder, config.to_json(), resume_round=resume_round)
+
+    def train(self, stop: threading.Event) -> Result:
+        config, interrupted = self.config, False
+        title, shown = config.algorithm, self.writer is not None
+        with Progress(config.rounds, start=self.done, title=title, show=shown) as progress:
+            while self.done < config.rounds and not interrupted:
+                began = time.perf_counter()
+                self.algorithm.round(self.done)
+                self.done += 1
+                if self.done % STOP_EVERY == 0:
+                    interrupted = self.exchange.any(stop.is_set())
+                self.seconds += time.perf_counter() - began
+                last = interrupted or self.done == config.rounds
+                if last or _due(self.done, config.evaluate_every):
+                    self._evaluate()
+                if last or _due(self.done, config.checkpoint_every):
+                    self._save()
+                fresh = self.last if self.last.get("round") == self.done else {}
+                progress.update(self.done, **{name: fresh.get(name) for name in _SHOWN})
+        if not self.last:  # resumed at its end: nothing was trained, but the files are written again
+            self._evaluate()
+        self._finish(interrupted)
+        # Nobody leaves before node 0 has written: torchrun takes an early end for a failure of the others.
+        self.exchange.any(False)
+        summary = self.last if self.writer is not None else {}
+        return Result(folder=config.folder, rounds=self.done, interrupted=interrupted, summary=summary)
+
+    def _evaluate(self) -> None:
+        """Collect the nodes' rows; at node 0 draw and score images. Its cost is in no byte and no second."""
+        rows = gathered(self.exchange, self.algorithm, self.post, self.done)
+        self.last = {"round": self.done}
+        if self.writer is None:
+            return
+        evaluation = self.evaluator.evaluate(_drawn_from(self.algorithm.sample(self.config.evaluate_images)))
+        self.last = line(rows, self.config, evaluation)
+        self.last |= {"round": self.done, "wall_s": round(self.seconds, 3)}
+        if self.config.simulate:
+            self.last["virtual_s"] = max(self.exchange.elapsed_s(node) for node in self.exchange.nodes)
+        self.writer.metrics(self.last)
+
+    def _save(self) -> None:
+        folder = self.config.folder / "checkpoints"
+        for node in self.exchange.nodes:
+            tensors, meta = self.algorithm.state(node)
+            traffic = self.exchange.counts.state_dict()
+            traffic["rows"] = [
+                row for row in traffic["rows"] if row[traffic["columns"].index("node")] == node
+            ]
+            head = {"seconds": self.seconds, "traffic": traffic, "algorithm": meta}
+            if isinstance(self.exchange, SimulatedExchange):
+                head["clock"] = self.exchange.state_dict()
+            checkpoint.save(folder, node, tensors, head, round=self.done, num_nodes=self.exchange.num_nodes)
+
+    def _restore(self, folder: Path) -> None:
+        traffic: dict[str, Any] = {"columns": [], "rows": []}
+        for node in self.exchange.nodes:
+            saved = checkpoint.load(folder, node)
+            if saved.num_nodes != self.exchange.num_nodes:
+                raise DanceError(
+                    f"resume: {folder} is of {saved.num_nodes} nodes, this run has {self.exchange.num_nodes}"
+                )
+            self.algorithm.restore(node, saved.tensors, saved.meta["algorithm"])
+            traffic["columns"] = saved.meta["traffic"]["columns"]
+            traffic["rows"] += saved.meta["traffic"]["rows"]
+            self.done, self.seconds = saved.round, saved.meta["seconds"]
+            if isinstance(self.exchange, SimulatedExchange) and "clock" in saved.meta:
+                self.exchange.load_state_dict(saved.meta["clock"])
+        self.exchange.counts.load_state_dict(traffic)
+
+    def _finish(self, interrupted: bool) -> None:
+        if self.writer is None:
+            return
+        config = self.config
+        self.last = summary(config, self.last, interrupted)
+        self.writer.samples(self.algorithm.sample(100))
+        self.writer.curves()
+        self.writer.summary(self.last)
+
+
+def _due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0
+
+
+def _drawn_from(images: Tensor) -> Callable[[int], Tensor]:
+    """A sampler that hands out `images` in order."""
+    rest = [images]
+
+    def draw(num_images: int) -> Tensor:
+        drawn, rest[0] = rest[0][:num_images], rest[0][num_images:]
+        return drawn
+
+    return draw

@@ -1,0 +1,182 @@
+"""MD-GAN (Hardy, Le Merrer and Sericola 2019): a server with the generator, workers with discriminators.
+
+Every round the server makes k batches; worker n trains against batch (n + 1) mod k and answers with the
+gradient of the generator's loss at batch n mod k. Every E epochs the discriminators swap places in random
+disjoint pairs; the state of their optimizers stays behind and is reset.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dance.exchange import Exchange, Expected
+from dance.gan.config import RunConfig
+from dance.gan.messages import Post, content, resolve
+from dance.gan.nodes import Batches, DNode, GNode, build_discriminator, build_generator
+from dance.packet import derive_seed
+
+SERVER = 0
+
+
+def swap_pairs(seed: int, round_index: int, nodes: Sequence[int]) -> list[tuple[int, int]]:
+    """Random disjoint pairs that cover all nodes (all but one of an odd number); equal at every node."""
+    order = list(nodes)
+    random.Random(derive_seed(seed, round_index, SERVER, "pairs", "swap")).shuffle(order)
+    return list(zip(order[0::2], order[1::2], strict=False))
+
+
+class Mdgan:
+    """The server is node 0, worker n is node 1 + n."""
+
+    kinds = ("image", "feedback", "model")
+
+    def __init__(self, config: RunConfig, exchange: Exchange, parts: Sequence[Tensor]) -> None:
+        self.exchange = exchange
+        self.post = Post(exchange=exchange, seed=config.seed)
+        self.shape = tuple(parts[0].shape[1:])
+        numel = math.prod(self.shape)
+        settings = config.mdgan
+        self.image_codec = resolve(config.codec or settings.image_codec, numel)
+        self.feedback_codec = resolve(config.codec or settings.feedback_codec, numel)
+        self.swap_codec = resolve(config.codec or settings.swap_codec, numel)
+        self.batch_size = config.batch_size
+        self.seed = config.seed
+        self.workers = [1 + n for n in range(config.d_nodes)]
+        self.num_batches = settings.batches or max(2, int(math.log(config.d_nodes)))
+        # m E / b iterations of L batches each, m being the mean number of images a worker holds.
+        images = sum(len(part) for part in parts) // config.d_nodes
+        self.swap_every = settings.swap_epochs * max(1, images // (config.batch_size * config.local_steps))
+        self.server = build_generator(config, self.shape, SERVER) if SERVER in exchange.nodes else None
+        self.local = {
+            node: build_discriminator(
+                config,
+                settings.d_optimizer,
+                Batches(images=part, size=config.batch_size, seed=config.seed, node=node),
+            )
+            for node, part in zip(self.workers, parts, strict=True)
+            if node in exchange.nodes
+        }
+
+    def round(self, round_index: int) -> None:
+        images = self._images(round_index)
+        for node, (_, d_images) in images.items():
+            with self.post.computing(node):
+                self.local[node].local_update(round_index, d_images)
+                self.local[node].end_round()
+        self._feedback(round_index, images)
+        if self.swap_every and (round_index + 1) % self.swap_every == 0:
+            self._swap(round_index)
+
+    def _images(self, round_index: int) -> dict[int, tuple[Tensor, Tensor]]:
+        """Server -> worker: (X_g, X_d), as one packet of both batches."""
+        outbox = []
+        if self.server is not None:
+            with self.post.computing(SERVER):
+                batches = self.server.generate(round_index, range(self.num_batches))
+                for node in self.workers:
+                    both = torch.stack([batches[self._batch(node)], batches[self._batch(node + 1)]])
+                    outbox.append(
+                        self.post.message(both, self.image_codec, SERVER, node, "image", round_index)
+                    )
+        shape = (2, self.batch_size, *self.shape)
+        expected = [
+            Expected(
+                source=SERVER,
+                target=node,
+                kind="image",
+                shape=shape,
+                codec=self.image_codec,
+                round=round_index,
+            )
+            for node in self.local
+        ]
+        inbox = self.exchange.deliver(outbox, expected)
+        both_of = {message.target: content(message.packet) for message in inbox}
+        return {node: (both[0], both[1]) for node, both in both_of.items()}
+
+    def _feedback(self, round_index: int, images: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+        """Worker -> server: gradients at X_g; the server sums those of one batch and takes its step."""
+        outbox = []
+        for node, (g_images, _) in images.items():
+            with self.post.computing(node):
+                gradient = self.local[node].feedback(g_images)
+                outbox.append(
+                    self.post.message(gradient, self.feedback_codec, node, SERVER, "feedback", round_index)
+                )
+        shape = (self.batch_size, *self.shape)
+        expected = [
+            Expected(
+                source=node,
+                target=SERVER,
+                kind="feedback",
+                shape=shape,
+                codec=self.feedback_codec,
+                round=round_index,
+            )
+            for node in self.workers
+            if self.server is not None
+        ]
+        inbox = self.exchange.deliver(outbox, expected)
+        if self.server is not None:
+            with self.post.computing(SERVER):
+                total = {batch: torch.zeros(shape) for batch in range(self.num_batches)}
+                for message in inbox:
+                    total[self._batch(message.source)] += content(message.packet)
+                self.server.absorb(total, len(self.workers) * self.batch_size)
+
+    def _swap(self, round_index: int) -> None:
+        outbox, expected = [], []
+        for first, second in swap_pairs(self.seed, round_index, self.workers):
+            for source, target in ((first, second), (second, first)):
+                if source in self.local:
+                    theta = self.local[source].net.theta
+                    outbox.append(
+                        self.post.message(theta, self.swap_codec, source, target, "model", round_index)
+                    )
+                if target in self.local:
+                    shape = tuple(self.local[target].net.theta.shape)
+                    expected.append(
+                        Expected(
+                            source=source, target=target, kind="model", shape=shape, codec=self.swap_codec
+                        )
+                    )
+        # Every theta is decoded before the first is overwritten: a simulated packet may still point into one.
+        arrived = [
+            (message.target, content(message.packet)) for message in self.exchange.deliver(outbox, expected)
+        ]
+        for node, theta in arrived:
+            self.local[node].net.theta.copy_(theta)
+            self.local[node].solver.reset()
+
+    def _batch(self, node: int) -> int:
+        return (node - 1) % self.num_batches
+
+    def sample(self, num_images: int, *, raw: bool = False) -> Tensor:
+        assert self.server is not None
+        return self.server.sample(num_images, raw=raw)
+
+    def losses(self, node: int) -> tuple[float, float] | None:
+        return (self.local[node].d_loss, self.local[node].g_loss) if node in self.local else None
+
+    def codecs(self, node: int) -> dict[str, str]:
+        if node == SERVER:
+            return {"image": str(self.image_codec)}
+        return {"feedback": str(self.feedback_codec), "model": str(self.swap_codec)}
+
+    def state(self, node: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return self._state_of(node).state_dict(), {}
+
+    def restore(self, node: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        self._state_of(node).load_state_dict(tensors)
+
+    def _state_of(self, node: int) -> GNode | DNode:
+        if node in self.local:
+            return self.local[node]
+        assert self.server is not None
+        return self.server

@@ -1,0 +1,187 @@
+"""G-Nodes and D-Nodes: pure steps on tensors, no messages; the algorithms decide what travels between them.
+
+Noise and batches are functions of (run seed, round, node), so a node has no random state to save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dance.gan import losses
+from dance.gan.config import RunConfig
+from dance.gan.models import FlatModule, seeded_discriminator, seeded_generator
+from dance.gan.optimizers import BlockAdam, Ema, Optimizer, Rates, optimizer
+from dance.packet import derive_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """Private images in batches: an epoch is one seeded permutation, without its last incomplete batch."""
+
+    images: Tensor
+    size: int
+    seed: int
+    node: int
+
+    @property
+    def per_epoch(self) -> int:
+        return len(self.images) // self.size
+
+    def batch(self, step: int) -> Tensor:
+        """Batch number `step` since the run began; equal for equal seeds, whatever was drawn before."""
+        epoch, place = divmod(step, self.per_epoch)
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, self.node, "epoch", "data"))
+        order = torch.randperm(len(self.images), generator=generator)
+        return self.images[order[place * self.size : (place + 1) * self.size]]
+
+
+class GNode:
+    """One generator, its optimizer and its running average."""
+
+    def __init__(self, node: int, net: FlatModule, solver: Optimizer, config: RunConfig) -> None:
+        self.node = node
+        self.net = net
+        self.solver = solver
+        self.ema = Ema(net.theta, config.ema)
+        self.seed = config.seed
+        self.batch_size = config.batch_size
+        self.latent = config.latent
+        self._keys: list[int] = []
+        self._output: Tensor | None = None
+
+    def generate(
+        self, round_index: int, keys: Sequence[int], batch_size: int | None = None
+    ) -> dict[int, Tensor]:
+        """A batch of images for each key (a D-Node, or a batch's number); remembers how they came about."""
+        size = batch_size or self.batch_size
+        noise = torch.cat([self._noise(round_index, key, size) for key in keys])
+        self._keys = list(keys)
+        self._output = self.net.module(noise)
+        return dict(zip(keys, torch.split(self._output.detach(), size), strict=True))
+
+    def absorb(self, feedback: Mapping[int, Tensor], num_images: int) -> None:
+        """One step along the feedback: each key's gradient of the loss at its images; `num_images` in all."""
+        assert self._output is not None
+        assert set(feedback) == set(self._keys)
+        weight = torch.cat([feedback[key] for key in self._keys]).div_(num_images)
+        self.net.backward(self._output, weight)
+        self._output = None
+        self.solver.step(self.net.theta, self.net.gradient)
+        _keep_own_moment(self.solver)
+        self.ema.update(self.net.theta)
+
+    def sample(self, num_images: int, *, raw: bool = False) -> Tensor:
+        """The same noise every time, through the averaged generator (or the raw one); shape (n, c, h, w)."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, 0, self.node, "noise", "sample"))
+        noise = torch.randn(num_images, self.latent, generator=generator)
+        kept = self.net.theta.clone()
+        if not raw and self.ema.decay:
+            self.net.theta.copy_(self.ema.average)
+        with torch.no_grad():
+            images = torch.cat([self.net.module(part) for part in torch.split(noise, 1000)])
+        self.net.theta.copy_(kept)
+        return images
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {
+            "w": self.net.theta,
+            "w_average": self.ema.average,
+            **_prefixed("g_solver.", self.solver.state_dict()),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.net.theta.copy_(state["w"])
+        self.ema.average.copy_(state["w_average"])
+        self.solver.load_state_dict(under("g_solver.", state))
+
+    def _noise(self, round_index: int, key: int, size: int) -> Tensor:
+        seed = derive_seed(self.seed, round_index, self.node, f"noise.{key}", "image")
+        return torch.randn(size, self.latent, generator=torch.Generator().manual_seed(seed))
+
+
+class DNode:
+    """One discriminator, its optimizer and its private images."""
+
+    def __init__(
+        self, node: int, net: FlatModule, solver: Optimizer, batches: Batches, config: RunConfig
+    ) -> None:
+        self.node = node
+        self.net = net
+        self.solver = solver
+        self.batches = batches
+        self.local_steps = config.local_steps
+        self.r1 = config.r1
+        self.r1_every = config.r1_every
+        self.d_loss = 0.0
+        self.g_loss = 0.0
+
+    def local_update(self, round_index: int, fakes: Tensor) -> None:
+        """The round's local steps: real batches of its own against the same `fakes` (n, c, h, w)."""
+        for step in range(self.local_steps):
+            reals = self.batches.batch(round_index * self.local_steps + step)
+            logits = self.net.module(torch.cat([reals, fakes]))
+            real_logits, fake_logits = logits.split([len(reals), len(fakes)])
+            loss = losses.real_loss(real_logits) + losses.fake_loss(fake_logits)
+            self.d_loss = loss.item()
+            if self.r1 and round_index % self.r1_every == 0:
+                loss = loss + self.r1 * self.r1_every * losses.r1_penalty(self.net.module, reals)
+            self.net.backward(loss)
+            self.solver.step(self.net.theta, self.net.gradient)
+
+    def end_round(self) -> None:
+        """Close the round of an optimizer that shares nothing with other nodes."""
+        _keep_own_moment(self.solver)
+
+    def feedback(self, images: Tensor) -> Tensor:
+        """Gradient of the generator's loss at each image, of the images' shape; not averaged over them."""
+        points = images.detach().requires_grad_(True)
+        loss = losses.generator_loss(self.net.module(points))
+        self.g_loss = loss.item() / len(images)
+        (gradient,) = torch.autograd.grad(loss, points)
+        return gradient
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"theta": self.net.theta, **_prefixed("d_solver.", self.solver.state_dict())}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.net.theta.copy_(state["theta"])
+        self.solver.load_state_dict(under("d_solver.", state))
+
+
+def build_generator(config: RunConfig, image_shape: Sequence[int], node: int) -> GNode:
+    """A G-Node; all of a run start from the same weights."""
+    net = seeded_generator(
+        derive_seed(config.seed, 0, 0, "w", "init"), config.latent, config.g_widths, image_shape
+    )
+    rates = Rates(learning_rate=config.g_learning_rate, beta1=config.beta1, beta2=config.beta2)
+    return GNode(node, net, optimizer(config.g_optimizer, net.sizes, rates), config)
+
+
+def discriminator_net(config: RunConfig, image_shape: Sequence[int]) -> FlatModule:
+    """The discriminator, theta_0, that all D-Nodes of a run start from."""
+    return seeded_discriminator(derive_seed(config.seed, 0, 0, "theta", "init"), config.d_widths, image_shape)
+
+
+def build_discriminator(config: RunConfig, solver: str, batches: Batches) -> DNode:
+    """A D-Node with the optimizer named `solver`; all of a run start from the same weights."""
+    net = discriminator_net(config, tuple(batches.images.shape[1:]))
+    rates = Rates(learning_rate=config.d_learning_rate, beta1=config.beta1, beta2=config.beta2)
+    return DNode(batches.node, net, optimizer(solver, net.sizes, rates), batches, config)
+
+
+def _keep_own_moment(solver: Optimizer) -> None:
+    if isinstance(solver, BlockAdam):
+        solver.moment_in(solver.moment_out())
+
+
+def _prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

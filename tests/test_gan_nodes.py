@@ -1,0 +1,129 @@
+"""The parts of a GAN by themselves: flat parameters, losses, feedback, batches, samples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from dance.gan.config import RunConfig
+from dance.gan.losses import r1_penalty
+from dance.gan.models import Discriminator, FlatModule, Generator
+from dance.gan.nodes import Batches, build_discriminator, build_generator
+
+CONFIG = RunConfig(batch_size=4, latent=5, g_widths=(7,), d_widths=(6, 5), r1=0.5)
+
+
+def images(count: int = 12, shape: tuple[int, ...] = (1, 3, 5)) -> Tensor:
+    return torch.rand((count, *shape), generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def batches(size: int = 4, count: int = 12) -> Batches:
+    return Batches(images=images(count), size=size, seed=3, node=1)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 7), (1, 1, 2)])
+def test_networks_take_images_of_any_size(shape: tuple[int, ...]) -> None:
+    made = Generator(5, (7,), shape)(torch.zeros(3, 5))
+    assert made.shape == (3, *shape)
+    assert Discriminator(shape, (6,))(made).shape == (3, 1)
+
+
+def test_no_network_normalises_over_the_batch() -> None:
+    for module in (*Discriminator((1, 8, 8), (6,)).modules(), *Generator(5, (7,), (1, 8, 8)).modules()):
+        assert not isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))
+
+
+def test_flat_module_shares_memory_in_name_order() -> None:
+    module = Discriminator((1, 3, 5), (6,))
+    named = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    flat = FlatModule(module)
+    expected = torch.cat([named[name].reshape(-1) for name in sorted(named)])
+    assert torch.equal(flat.theta, expected)
+    flat.theta.zero_()
+    assert all(bool((parameter == 0).all()) for parameter in module.parameters())
+
+
+def test_flat_gradient_is_that_of_autograd_and_replaces_the_last_one() -> None:
+    flat = FlatModule(Discriminator((1, 3, 5), (6,)))
+    for _ in range(2):
+        loss = softplus(flat.module(images())).mean()
+        parameters = [parameter for _, parameter in sorted(flat.module.named_parameters())]
+        expected = torch.autograd.grad(loss, parameters, retain_graph=True)
+        flat.backward(loss)
+        assert torch.equal(flat.gradient, torch.cat([g.reshape(-1) for g in expected]))
+
+
+def test_seeded_networks_are_equal_and_leave_torch_alone() -> None:
+    before = torch.random.get_rng_state()
+    first = build_discriminator(CONFIG, "sgd", batches())
+    second = build_discriminator(CONFIG, "sgd", batches())
+    assert torch.equal(first.net.theta, second.net.theta)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_r1_is_half_the_squared_gradient_of_a_linear_discriminator() -> None:
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(15, 1))
+    weight = linear[1].weight
+    assert isinstance(weight, Tensor)
+    torch.testing.assert_close(r1_penalty(linear, images()), weight.square().sum() / 2)
+
+
+def test_feedback_is_autograd_through_joined_g_and_d() -> None:
+    """What G learns from two D-Nodes' feedback == the gradient of the joint loss through G and both D."""
+    g = build_generator(CONFIG, (1, 3, 5), 0)
+    ds = {
+        node: build_discriminator(CONFIG, "sgd", Batches(images=images(), size=4, seed=3, node=node))
+        for node in (1, 2)
+    }
+    ds[2].net.theta.mul_(1.5)
+    fakes = g.generate(0, [1, 2])
+    feedback = {node: d.feedback(fakes[node]) for node, d in ds.items()}
+    noise = torch.cat([g._noise(0, node, 4) for node in (1, 2)])
+    made = g.net.module(noise)
+    joint = sum(
+        (
+            softplus(-ds[node].net.module(part)).sum()
+            for node, part in zip((1, 2), torch.split(made, 4), strict=True)
+        ),
+        torch.zeros(()),
+    )
+    parameters = [parameter for _, parameter in sorted(g.net.module.named_parameters())]
+    expected = torch.cat([x.reshape(-1) for x in torch.autograd.grad(joint / 8, parameters)])
+    before = g.net.gradient.clone()
+    g.absorb(feedback, 8)
+    assert not torch.equal(g.net.gradient, before)
+    torch.testing.assert_close(g.net.gradient, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_epochs_show_every_image_once_in_an_order_of_their_own() -> None:
+    source = batches(size=4, count=12)
+    first, second = ([source.batch(3 * epoch + k) for k in range(3)] for epoch in range(2))
+    for epoch in (first, second):
+        seen = torch.cat(epoch).flatten(1).sort(0).values
+        assert torch.equal(seen, images().flatten(1).sort(0).values)
+    assert not torch.equal(torch.cat(first), torch.cat(second))
+    assert torch.equal(source.batch(4), second[1])
+
+
+def test_batches_leave_out_an_incomplete_last_one() -> None:
+    assert batches(size=5, count=12).per_epoch == 2
+
+
+def test_noise_differs_between_rounds_nodes_and_keys() -> None:
+    g, other = (build_generator(CONFIG, (1, 3, 5), node) for node in (0, 1))
+    drawn = [g._noise(0, 1, 4), g._noise(1, 1, 4), g._noise(0, 2, 4), other._noise(0, 1, 4)]
+    for k, first in enumerate(drawn):
+        for second in drawn[k + 1 :]:
+            assert not torch.equal(first, second)
+
+
+def test_sampling_changes_nothing_and_repeats() -> None:
+    g = build_generator(CONFIG, (1, 3, 5), 0)
+    g.generate(0, [1])
+    g.absorb({1: torch.ones(4, 1, 3, 5)}, 4)
+    theta = g.net.theta.clone()
+    assert torch.equal(g.sample(6), g.sample(6))
+    assert not torch.equal(g.sample(6), g.sample(6, raw=True))
+    assert torch.equal(g.net.theta, theta)
