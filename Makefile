@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 NATIVE := $(shell find csrc cuda cmake -type f 2>/dev/null) CMakeLists.txt pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
@@ -11,11 +12,12 @@ NATIVE := $(shell find csrc cuda cmake -type f 2>/dev/null) CMakeLists.txt pypro
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-# The package in .venv, rebuilt when a native source changed; Python files are used in place.
+# The package in .venv, rebuilt when a native source changed; Python files are used in place. Without build isolation, so that
+# rebuilds are incremental and clang-tidy finds pybind11's headers.
 .venv/installed: $(NATIVE)
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gan,dev]'
+	$(PIP) torch==2.13.0 scikit-build-core pybind11 cmake ninja
+	$(PIP) --no-build-isolation -e '.[gan,dev]'
 	@touch $@
 
 demo: .venv/installed  ## train a GAN over five processes and compressed gossip; pictures in runs/demo/
@@ -29,7 +31,8 @@ lint: .venv/installed  ## check formats, types, layers and native code
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'cuda/*')
-	git ls-files 'csrc/*.cpp' | xargs -P 2 -n 3 $(BIN)/clang-tidy --quiet -p $$(ls -d build/*/ | head -1)
+	git ls-files 'csrc/*.cpp' | xargs -P 2 -n 3 $(BIN)/clang-tidy --quiet -p $$(ls -d build/cp*/ | head -1) \
+	  --extra-arg=-isystem$$($(BIN)/python -c 'import pybind11; print(pybind11.get_include())')
 
 format:  ## rewrite sources in the project's format
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

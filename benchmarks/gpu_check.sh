@@ -32,8 +32,8 @@ if compgen -G "wheels/*.whl" >/dev/null; then
   "$python" -m pip install --quiet --no-index --find-links wheels --target "$work/tools" "${needs[@]}"
   offline=(--no-index --no-build-isolation)
 fi
-"$python" -m pip install --quiet --no-deps "${offline[@]}" --target "$work/dance" . -C build-dir="$work/native" \
-  -C cmake.define.DANCE_CUDA="$cuda" -C cmake.define.DANCE_CUDA_ARCHITECTURES="$architectures"
+"$python" -m pip install --quiet --no-deps "${offline[@]}" --target "$work/dance" . --config-settings build-dir="$work/native" \
+  --config-settings cmake.define.DANCE_CUDA="$cuda" --config-settings cmake.define.DANCE_CUDA_ARCHITECTURES="$architectures"
 
 # Not from the source tree, whose dance/ has no extension module.
 cd "$work"

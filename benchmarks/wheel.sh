@@ -4,8 +4,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 rm -rf dist
-.venv/bin/python -m pip wheel . --quiet --no-deps --wheel-dir dist \
-  -C cmake.define.DANCE_CUDA_ARCHITECTURES=all
+# A build folder of its own, or the next editable build would find objects of all architectures.
+.venv/bin/python -m pip wheel . --quiet --no-deps --wheel-dir dist --config-settings build-dir=build/wheel \
+  --config-settings cmake.define.DANCE_CUDA=ON --config-settings cmake.define.DANCE_CUDA_ARCHITECTURES=all
 wheel=$(ls dist/*.whl)
 size=$(stat -c %s "$wheel")
 echo "$wheel: $size bytes"
@@ -13,7 +14,7 @@ echo "$wheel: $size bytes"
 
 alone=$(mktemp -d)
 trap 'rm -rf "$alone"' EXIT
-python3 -m venv "$alone/venv"
+.venv/bin/python -m venv "$alone/venv"
 "$alone/venv/bin/python" -m pip install --quiet --disable-pip-version-check numpy
 "$alone/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$wheel"
 cd "$alone"
@@ -35,4 +36,6 @@ for text in ("none", "fp16", "bf16", "int8", "sign", "topk:ratio=0.01"):
     print(f"{text:18s} {packet.nbytes:8d} bytes  relative error {np.linalg.norm(y - x) / np.linalg.norm(x):.4f}")
 print(f"import dance: {seconds:.3f} s with only NumPy installed")
 print(dance.info())
+assert seconds < 0.3, "the import takes longer than 0.3 s"
+assert dance.info()["cuda_architectures"] == [75, 80, 86, 89, 90, 100, 120]
 PYTHON

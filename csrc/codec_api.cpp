@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "codecs/list.h"
 #include "cpu/dispatch.h"
+#include "cpu/float_mode.h"
 #include "cpu/parallel.h"
 #include "cpu/select.h"
 
@@ -142,15 +143,42 @@ void decode_dense(const CodecSpec& codec, const uint8_t* payload, float* out, ui
                     [&](uint32_t, uint64_t first, uint64_t last) { loop(job, first, last); });
 }
 
-void decode_sparse(const CodecSpec& codec, const uint8_t* payload, float* out, uint64_t numel, bool add, float weight) {
+void validate_sparse(const CodecSpec& codec, const uint8_t* payload, uint64_t numel) {
   const auto* indices = reinterpret_cast<const uint32_t*>(payload);
-  const auto* values = reinterpret_cast<const float*>(payload + 4 * codec.count);
   for (uint64_t i = 0; i < codec.count; ++i) {
     if (indices[i] >= numel || (i > 0 && indices[i] <= indices[i - 1])) {
       throw FrameError("topk: index " + std::to_string(indices[i]) + " at place " + std::to_string(i) +
                        " is out of range or not increasing");
     }
   }
+}
+
+// Values that are sent without a scale are finite as encode makes them; one that is not would stay in a receiver's
+// state for good.
+template <class Codec>
+void validate_values(const uint8_t* codes, uint64_t numel) {
+  constexpr uint64_t size = Codec::bits / 8;
+  const auto finite = [&](uint64_t i) {
+    uint32_t code = 0;
+    std::memcpy(&code, codes + i * size, size);
+    return is_finite(Codec::decode(code, 1.0f));
+  };
+  for (uint64_t start = 0; start < numel; start += kChunk) {
+    const uint64_t end = start + kChunk < numel ? start + kChunk : numel;
+    bool all = true;
+    for (uint64_t i = start; i < end; ++i) all &= finite(i);
+    for (uint64_t i = start; !all && i < end; ++i) {
+      if (finite(i)) continue;
+      throw FrameError(std::string(Codec::name) + ": value " + std::to_string(i) +
+                       " of the payload is NaN or infinite");
+    }
+  }
+}
+
+void decode_sparse(const CodecSpec& codec, const uint8_t* payload, float* out, uint64_t numel, bool add, float weight) {
+  validate_sparse(codec, payload, numel);
+  const auto* indices = reinterpret_cast<const uint32_t*>(payload);
+  const auto* values = reinterpret_cast<const float*>(payload + 4 * codec.count);
   if (!add) std::memset(out, 0, numel * sizeof(float));
   for (uint64_t i = 0; i < codec.count; ++i) {
     const float decoded = weight * values[i];
@@ -199,6 +227,7 @@ int64_t encode(Operation operation, const CodecSpec& codec, const float* x, floa
     cuda::encode(operation, codec, x, state, payload, numel, seed, place, nonfinite, scratch);
     return -1;
   }
+  const cpu::FloatMode mode;
   int64_t bad = -1;
   if (is_sparse(codec.id)) {
     auto* indices = reinterpret_cast<uint32_t*>(payload);
@@ -216,8 +245,10 @@ void decode(const CodecSpec& codec, const uint8_t* payload, uint64_t payload_siz
   check_payload(codec, payload, payload_size, numel);
   if (numel == 0) return;
   if (place.device >= 0) {
-    cuda::decode(codec, payload, out, numel, add, weight, place);
-  } else if (is_sparse(codec.id)) {
+    return cuda::decode(codec, payload, out, numel, add, weight, place);
+  }
+  const cpu::FloatMode mode;
+  if (is_sparse(codec.id)) {
     decode_sparse(codec, payload, out, numel, add, weight);
   } else {
     with_codec(DenseCodecs{}, codec.id,
@@ -225,8 +256,23 @@ void decode(const CodecSpec& codec, const uint8_t* payload, uint64_t payload_siz
   }
 }
 
+void check_received(const CodecSpec& codec, const uint8_t* payload, uint64_t payload_size, uint64_t numel) {
+  check_payload(codec, payload, payload_size, numel);
+  if (is_sparse(codec.id)) {
+    validate_sparse(codec, payload, numel);
+    validate_values<None>(payload + 4 * codec.count, codec.count);
+    return;
+  }
+  with_codec(DenseCodecs{}, codec.id, [&](auto c) {
+    using Codec = decltype(c);
+    validate_dense<Codec>(codec, payload, numel);
+    if constexpr (!has_scales<Codec>) validate_values<Codec>(payload, numel);
+  });
+}
+
 void mix(float* x, const float* neighbour_sum, const float* reference, float step_size, uint64_t numel, Place place) {
   if (place.device >= 0) return cuda::mix(x, neighbour_sum, reference, step_size, numel, place);
+  const cpu::FloatMode mode;
   const auto loop = cpu::kernels().mix;
   cpu::parallel_for(numel, kGrain, [&](uint32_t, uint64_t first, uint64_t last) {
     loop(x, neighbour_sum, reference, step_size, first, last);

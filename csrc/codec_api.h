@@ -24,7 +24,7 @@ struct Place {
   uintptr_t stream = 0;
 };
 
-// Without an expectation of its own a receiver accepts no more elements than this; senders are held to it as well.
+// No packet has more elements, whoever made it; dance/packet.py holds receivers without an expectation to fewer.
 constexpr uint64_t kMaxNumel = uint64_t{1} << 40;
 // topk sends 32-bit indices.
 constexpr uint64_t kMaxSparseNumel = uint64_t{1} << 32;
@@ -45,6 +45,10 @@ int64_t encode(Operation operation, const CodecSpec& codec, const float* x, floa
 // anything is written, and FrameError leaves `out` untouched.
 void decode(const CodecSpec& codec, const uint8_t* payload, uint64_t payload_size, float* out, uint64_t numel, bool add,
             float weight, Place place);
+
+// Throws FrameError unless a payload on the CPU that came from a peer is what encode could have made: the checks of
+// decode, and no value that is not finite. Its size must be payload_nbytes and it must be aligned to 4 bytes.
+void check_received(const CodecSpec& codec, const uint8_t* payload, uint64_t payload_size, uint64_t numel);
 
 // x += step_size * (neighbour_sum - reference), in place.
 void mix(float* x, const float* neighbour_sum, const float* reference, float step_size, uint64_t numel, Place place);

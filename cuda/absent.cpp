@@ -7,9 +7,9 @@ namespace {
 
 [[noreturn]] void absent() {
   throw UnavailableError(
-      "this build of dance has no CUDA code; install nvcc and build with -C cmake.define.DANCE_CUDA=ON, or move the "
-      "array to "
-      "the CPU");
+      "this build of dance has no CUDA code; install nvcc and build with --config-settings cmake.define.DANCE_CUDA=ON, "
+      "or move the "
+      "array to the CPU");
 }
 
 }  // namespace

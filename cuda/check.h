@@ -22,7 +22,7 @@ inline void check(cudaError_t error, const std::string& call) {
   if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion) {
     throw UnavailableError(
         text +
-        "; this build has no code for this GPU, rebuild with -C cmake.define.DANCE_CUDA_ARCHITECTURES="
+        "; this build has no code for this GPU, rebuild with --config-settings cmake.define.DANCE_CUDA_ARCHITECTURES="
         "<its compute capability without the dot, such as 90>");
   }
   throw DeviceError(text);

@@ -1,9 +1,8 @@
 // Exact top-k on the GPU: a radix select over the 31 bits of the keys in digits of 11, 11 and 9 bits, then a compaction
 // in order of index. Nothing depends on the order in which warps run, and nothing waits for the host.
 //
-//   histogram, pick    three times: counts the next digit of all keys that share the digits found so far, then takes
-//   the
-//                      highest digit that has the k-th largest key below or in it
+//   histogram, pick    three times: counts the next digit of all keys that share the digits found so far, then
+//                      takes the highest digit that has the k-th largest key below or in it
 //   count, scan        how many keys of each segment lie above and on the k-th key, and of all segments before it
 //   write              every segment knows its places: chosen are all keys above and the first `ties` on the k-th key
 //
@@ -189,8 +188,8 @@ __global__ void __launch_bounds__(kScanThreads) scan_segments(Selection* selecti
 }
 
 template <Operation op>
-__global__ void __launch_bounds__(kThreads)
-    write_chosen(SelectJob job, Selection* selection, uint64_t num_segments, uint32_t* indices, float* values) {
+__global__ void __launch_bounds__(kThreads) write_chosen(SelectJob job, Selection* selection, uint64_t num_segments,
+                                                         uint64_t count, uint32_t* indices, float* values) {
   const Warp warp;
   const uint32_t kth = selection->lowest;
   const uint64_t ties = selection->remaining;
@@ -214,8 +213,10 @@ __global__ void __launch_bounds__(kThreads)
         if (chosen) {
           const uint64_t place = before.above + static_cast<uint32_t>(__popc(above & lanes_before)) +
                                  (equal_before < ties ? equal_before : ties);
-          indices[place] = static_cast<uint32_t>(i);
-          values[place] = finite ? v[t] : 0.0f;
+          if (place < count) {  // always, unless another stream writes to x meanwhile
+            indices[place] = static_cast<uint32_t>(i);
+            values[place] = finite ? v[t] : 0.0f;
+          }
         }
         if (op == Operation::feedback && inside && finite) job.state[i] = chosen ? 0.0f : v[t];
         if (op == Operation::difference && chosen && finite) job.state[i] = saturate(job.state[i] + v[t]);
@@ -254,7 +255,8 @@ void select(const SelectJob& job, uint64_t count, uint32_t* indices, float* valu
   }
   launch("dance topk count", count_segments<op>, grid, kThreads, stream, job, selection, num_segments);
   launch("dance topk scan", scan_segments, 1, kScanThreads, stream, selection, num_segments);
-  launch("dance topk write", write_chosen<op>, grid, kThreads, stream, job, selection, num_segments, indices, values);
+  launch("dance topk write", write_chosen<op>, grid, kThreads, stream, job, selection, num_segments, count, indices,
+         values);
 }
 
 }  // namespace

@@ -29,8 +29,8 @@ from dance.packet import (
 if TYPE_CHECKING:
     from dance.gossip import ChocoGossip as ChocoGossip
 
+# Without what is imported lazily: `from dance import *` needs NumPy alone, too.
 __all__ = [
-    "ChocoGossip",
     "Codec",
     "DanceError",
     "DeviceError",
@@ -54,7 +54,7 @@ __all__ = [
     "set_num_threads",
 ]
 
-_LAZY = {"ChocoGossip": "dance.gossip"}
+_LAZY = {"ChocoGossip": "gossip"}  # the submodule that holds it
 
 
 def __getattr__(name: str) -> Any:
@@ -62,7 +62,7 @@ def __getattr__(name: str) -> Any:
     if name.startswith("_"):
         raise AttributeError(f"module 'dance' has no attribute {name!r}")
     if name in _LAZY:
-        value = getattr(importlib.import_module(_LAZY[name]), name)
+        value = getattr(__getattr__(_LAZY[name]), name)
         globals()[name] = value
         return value
     try:
@@ -77,4 +77,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_LAZY])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 try:
@@ -53,6 +55,19 @@ def follow_torch() -> None:
         torch = sys.modules.get("torch")
         if torch is not None:
             _core.set_num_threads(min(torch.get_num_threads(), _MAX_THREADS))
+
+
+@contextmanager
+def num_threads(count: int) -> Iterator[None]:
+    """Within the block the core uses ``count`` threads; afterwards as many as before, torch's if so."""
+    global _follows_torch
+    kept, followed = _core.get_num_threads(), _follows_torch
+    set_num_threads(count)
+    try:
+        yield
+    finally:
+        _core.set_num_threads(kept)
+        _follows_torch = followed
 
 
 def info() -> dict[str, Any]:

@@ -93,7 +93,7 @@ def check_cuda(who: str) -> None:
         return
     if not _native.cuda_built():
         remedy = (
-            "this build holds no CUDA code; build with -C cmake.define.DANCE_CUDA=ON, "
+            "this build holds no CUDA code; build with --config-settings cmake.define.DANCE_CUDA=ON, "
             "or move the data to the CPU"
         )
     else:
@@ -204,14 +204,14 @@ class TorchKind:
             raise _refused_dtype(who, x.dtype)
         if x.layout is not self._torch.strided:
             raise ValueError(f"{who}: expected a dense tensor, got layout {x.layout}; call to_dense first")
-        if not x.is_contiguous():
-            x = x.detach().contiguous()
+        if not x.is_contiguous() or x.is_neg():  # a lazily negated view has the bits of its base
+            x = x.detach().resolve_neg().contiguous()
         return x.data_ptr(), x.numel(), CPU if x.is_cpu else self._ordinal(x, who), x
 
     def write(self, x: Any, who: str) -> Memory:
         if x.dtype is not self._float32:
             raise _refused_dtype(who, x.dtype)
-        if x.layout is not self._torch.strided or not x.is_contiguous():
+        if x.layout is not self._torch.strided or not x.is_contiguous() or x.is_neg():
             raise _refused_layout(who)
         return x.data_ptr(), x.numel(), CPU if x.is_cpu else self._ordinal(x, who), x
 
@@ -308,7 +308,8 @@ class CupyKind:
         return int(out.data.ptr), int(out.size), device, out
 
     def zeros(self, x: Any) -> Any:
-        return self._cupy.zeros(tuple(x.shape), dtype=_FLOAT32)
+        with self._view(x).device:
+            return self._cupy.zeros(tuple(x.shape), dtype=_FLOAT32)
 
     def copy(self, x: Any) -> Any:
         return self._cupy.array(self._view(x), order="C")

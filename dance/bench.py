@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 import dance
+from dance import _native
 from dance.codecs import CODECS
 from dance.errors import UnavailableError
 
@@ -110,7 +111,7 @@ class CudaMachine:
             remedy = (
                 "run on a machine with a GPU"
                 if built
-                else "build with nvcc and -C cmake.define.DANCE_CUDA=ON"
+                else "build with nvcc and --config-settings cmake.define.DANCE_CUDA=ON"
             )
             raise UnavailableError(f"bench: --device cuda: {reason}; {remedy}, or use --device cpu")
         try:
@@ -220,16 +221,12 @@ def measure(config: BenchConfig, on_case: Callable[[Case], None] | None = None) 
     """Measure every case: repetitions interleaved over all cases of a size, memcpy among them, medians."""
     chosen = cases(config)
     machine: Machine = CudaMachine() if config.device == "cuda" else CpuMachine()
-    kept = dance.info()["threads"]
-    dance.set_num_threads(config.threads)
-    try:
+    with _native.num_threads(config.threads):
         results = []
         for numel in dict.fromkeys(case.numel for case in chosen):
             same = [case for case in chosen if case.numel == numel]
             results += _measure_size(Bed(machine, numel), same, config.repetitions, on_case)
         return results
-    finally:
-        dance.set_num_threads(kept)
 
 
 def _measure_size(

@@ -53,7 +53,8 @@ def save(
     """Write a node's state after `round` rounds below `folder`; returns the folder of that round.
 
     A reader sees the old files or the new ones, whenever the process or the machine stops. This node's files
-    of rounds older than the `keep` newest complete ones are removed. meta: JSON values, finite numbers only.
+    of rounds older than the `keep` newest complete ones are removed, and of later rounds, which a resume from
+    an earlier round has left behind. meta: JSON values, finite numbers only.
     """
     from safetensors.torch import save as to_bytes
 
@@ -80,7 +81,7 @@ def save(
         target.mkdir(parents=True, exist_ok=True)
     write_atomic(target / f"node-{node_id:03d}.safetensors", payload)
     write_atomic(target / f"node-{node_id:03d}.json", json.dumps(head, sort_keys=True, indent=1).encode())
-    _prune(folder, node_id, keep)
+    _prune(folder, node_id, round, keep)
     return target
 
 
@@ -209,13 +210,11 @@ def _is_complete(path: Path) -> bool:
     return bool(heads)
 
 
-def _prune(folder: Path, node_id: int, keep: int) -> None:
-    complete = _complete_rounds(folder)
-    if len(complete) < keep:
-        return
-    oldest = round_of(complete[-keep])
+def _prune(folder: Path, node_id: int, newest: int, keep: int) -> None:
+    complete = [number for number in map(round_of, _complete_rounds(folder)) if number <= newest]
+    oldest = complete[-keep] if len(complete) >= keep else 0
     for path in _rounds(folder):
-        if round_of(path) < oldest:
+        if not oldest <= round_of(path) <= newest:
             # The JSON file first: what is left of a half-removed part does not count.
             for name in (f"node-{node_id:03d}.json", f"node-{node_id:03d}.safetensors"):
                 with suppress(OSError):

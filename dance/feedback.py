@@ -41,7 +41,9 @@ class ErrorFeedback:
         """
         residual = self._residuals.get(key)
         if residual is None:
-            residual = self._residuals[key] = kind_of(x, "ErrorFeedback").zeros(x)
+            kind = kind_of(x, "ErrorFeedback")
+            kind.read(x, self.codec.name)  # raises before a refused input can leave a residual of its shape
+            residual = self._residuals[key] = kind.zeros(x)
         elif residual.shape != x.shape and tuple(residual.shape) != tuple(x.shape):
             slot = "the unnamed residual" if key is None else f"the residual of {key!r}"
             remedy = "; give each tensor a key" if key is None else ""

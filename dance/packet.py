@@ -22,6 +22,7 @@ Expect: TypeAlias = "tuple[Like | None, tuple[int, ...], str]"
 
 _ENCODE, _FEEDBACK, _DIFFERENCE = 0, 1, 2
 _STATE = ("", "residual", "reference")
+_FLT_MAX = float(np.finfo(np.float32).max)
 
 
 class Packet:
@@ -126,8 +127,8 @@ class Packet:
         """Returns the packet of a header (its 64 bytes, or a `Header`) and a payload apart from it.
 
         ``payload`` is a contiguous uint8 array of any library, or bytes-like; it is not copied, so leave it
-        alone while the packet lives. Checks every field, the payload's length and its checksum; `decode`
-        checks the payload's content. Raises FrameError.
+        alone while the packet lives. Checks every field, the payload's length, its checksum and its content:
+        what `encode` could not have made is refused. Raises FrameError.
         """
         fields = header if isinstance(header, Header) else parse_header(header)
         codec = fields.check(expect)
@@ -161,6 +162,9 @@ class Packet:
                 f"out: expected a packet with {num_bytes} payload bytes on {_place(device)}, "
                 f"got {self._memory[1]} on {_place(self._memory[2])}"
             )
+        payload = self._memory[3]
+        if isinstance(payload, np.ndarray) and not payload.flags.writeable:
+            raise ValueError("out: its payload is read-only, as that of a packet made of bytes; use another")
         self.codec, self.shape, self.numel, self._count, self._kind = codec, shape, numel, count, kind
         self.round = self.sender = 0
         self._nonfinite = None
@@ -312,8 +316,9 @@ def _open_state(name: str, state: Any, x: Memory) -> int:
     kind = KINDS.get(type(state)) or kind_of(state, name)
     memory = kind.write(state, name)
     _check_same(name, memory, x[1], x[2])
-    if memory[0] == x[0] and x[1]:
-        raise ValueError(f"{name}: is the input itself; pass an array of its own")
+    if abs(memory[0] - x[0]) < 4 * x[1]:
+        what = "is the input itself" if memory[0] == x[0] else "overlaps the input"
+        raise ValueError(f"{name}: {what}; pass an array of its own")
     return memory[0]
 
 
@@ -355,8 +360,8 @@ def decode(p: Packet, *, out: Any = None, add: bool = False, weight: float = 1.0
     """
     c = p.codec
     address, num_bytes, device, _ = p._memory
-    if not -math.inf < weight < math.inf:
-        raise ValueError(f"decode: expected a finite weight, got {weight}")
+    if not abs(weight) <= _FLT_MAX:
+        raise ValueError(f"decode: expected a finite weight of float32, got {weight}")
     if out is None:
         if add:
             raise ValueError("decode: add needs out, the array to add to")
@@ -390,14 +395,16 @@ def mix(x: Any, neighbour_sum: Any, reference: Any, step_size: float) -> None:
 
     All are float32 of one size on one device, x contiguous; the others are copied if they are not.
     """
-    if not -math.inf < step_size < math.inf:
-        raise ValueError(f"mix: expected a finite step_size, got {step_size}")
+    if not abs(step_size) <= _FLT_MAX:
+        raise ValueError(f"mix: expected a finite step_size of float32, got {step_size}")
     kind = KINDS.get(type(x)) or kind_of(x, "x")
     address, numel, device, _ = kind.write(x, "x")
     others = []  # whole memories: they own the copies of what was not contiguous
     for name, y in (("neighbour_sum", neighbour_sum), ("reference", reference)):
         memory = (KINDS.get(type(y)) or kind_of(y, name)).read(y, name)
         _check_same(name, memory, numel, device)
+        if memory[0] != address and abs(memory[0] - address) < 4 * numel:
+            raise ValueError(f"{name}: overlaps x; pass an array of its own")
         others.append(memory)
     if device < 0 and numel >= _native.PARALLEL_NUMEL:
         _native.follow_torch()

@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cases
 import numpy as np
 import pytest
 import reference
+import torch
 
 import dance
 
@@ -80,6 +82,79 @@ try:
 finally:
     done.set()
     changer.join()
+"""
+    here = Path(__file__).parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+
+
+def test_bits_do_not_depend_on_the_callers_floating_point_mode() -> None:
+    """torch.set_flush_denormal, or a library linked with -ffast-math, must not reach the kernels."""
+    chosen = [case for case in cases.small_cases() if case.values in ("denormal", "smallest", "half")]
+    chosen += [case for case in cases.large_cases() if case.values == "mixed"]
+    expected = [cases.digest(cases.through_oracle(case)) for case in chosen]
+    for num_threads in (1, 2):
+        dance.set_num_threads(num_threads)
+        for case, want in zip(chosen, expected, strict=True):
+            arrays = case.arrays()  # NumPy would flush what it draws
+            prepared = SimpleNamespace(codec=case.codec, operation=case.operation, arrays=lambda a=arrays: a)
+            assert torch.set_flush_denormal(True)
+            try:
+                got = cases.through_dance(prepared)  # type: ignore[arg-type]
+                kept = bool(torch.tensor(1e-38) * 0.1 == 0.0)
+            finally:
+                torch.set_flush_denormal(False)
+            assert kept, "the caller's mode must be as it was"
+            assert cases.digest(got) == want, case.name
+    dance.set_num_threads(1)
+
+
+def test_the_caller_works_alone_when_the_system_gives_no_more_threads() -> None:
+    code = """
+import re, resource
+import numpy as np
+import dance
+x = np.random.default_rng(0).standard_normal(1 << 21).astype(np.float32)
+dance.set_num_threads(1)
+p = dance.encode(x, "int8")
+expected = p.to_bytes()
+dance.set_num_threads(8)
+used = 1024 * int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1])
+resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 20), -1))  # less than the stack of one thread
+for _ in range(10):
+    dance.encode(x, "int8", out=p)
+resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+assert p.to_bytes() == expected
+assert dance.encode(x, "int8", out=p).to_bytes() == expected
+"""
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr)
+
+
+def test_topk_of_an_input_that_another_thread_changes_stays_in_its_memory() -> None:
+    code = """
+import threading
+import numpy as np
+import dance
+x = np.random.default_rng(0).standard_normal(1 << 19).astype(np.float32)
+small, large = x.copy(), x * 1000
+done = threading.Event()
+def change():
+    while not done.is_set():
+        x[:] = large
+        x[:] = small
+changer = threading.Thread(target=change)
+changer.start()
+for _ in range(100):
+    try:
+        dance.encode(x, "topk:ratio=0.01")
+    except ValueError as error:
+        assert "changed the input" in str(error)
+done.set()
+changer.join()
 """
     here = Path(__file__).parent
     done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=False)

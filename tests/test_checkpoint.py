@@ -77,6 +77,14 @@ def test_the_last_few_are_kept(tmp_path: Path) -> None:
     assert all(len(list((tmp_path / name).iterdir())) == 2 for name in found[:-2])
 
 
+def test_a_resume_from_an_earlier_round_leaves_the_later_ones_behind(tmp_path: Path) -> None:
+    for round_ in (40, 60, 80):
+        save(tmp_path, round_)
+    path = save(tmp_path, 45)
+    assert checkpoint.find(tmp_path) == path
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["round-00000040", "round-00000045"]
+
+
 def test_nothing_to_resume_from(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path) is None
     with pytest.raises(DanceError, match="holds no complete checkpoint"):

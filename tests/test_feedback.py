@@ -129,6 +129,9 @@ def test_error_feedback_keeps_a_residual_per_key() -> None:
         feedback.encode(b, key="a")
     with pytest.raises(ValueError, match="give each tensor a key"):
         feedback.encode(a)
+    with pytest.raises(ValueError, match="cast first"):
+        feedback.encode(np.ones(7), key="d")
+    assert feedback.residual("d") is None
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch"])

@@ -209,6 +209,10 @@ def test_sizes_must_agree() -> None:
         dance.mix(x, x.copy(), np.zeros(1, np.float32), 0.5)
     with pytest.raises(ValueError, match="residual: is the input itself"):
         dance.encode_feedback(x, x, "int8")
+    with pytest.raises(ValueError, match="reference: overlaps the input"):
+        dance.encode_difference(x[1:], x[:-1], "int8")
+    with pytest.raises(ValueError, match="reference: overlaps x"):
+        dance.mix(x[1:], x[1:].copy(), x[:-1], 0.5)
 
 
 def test_numbers_must_be_sane() -> None:
@@ -220,7 +224,7 @@ def test_numbers_must_be_sane() -> None:
     assert dance.encode(x, "int8", seed=2**64 - 1).seed == 2**64 - 1
     with pytest.raises(ValueError, match="add needs out"):
         dance.decode(p, add=True)
-    for weight in (np.nan, np.inf):
+    for weight in (np.nan, np.inf, -1e39):  # the last is finite, but not in float32
         with pytest.raises(ValueError, match="finite weight"):
             dance.decode(p, weight=weight)
         with pytest.raises(ValueError, match="finite step_size"):
@@ -244,6 +248,10 @@ def test_out_reuses_a_packet() -> None:
         dance.encode(wave(64), "int8:block=32", out=p)
     with pytest.raises(ValueError, match="out: its payload is of another library"):
         dance.encode(torch.from_numpy(wave()), "int8:block=32", out=p)
+    data = p.to_bytes()
+    with pytest.raises(ValueError, match="out: its payload is read-only"):
+        dance.encode(wave(), "int8:block=32", out=dance.Packet.from_bytes(data))
+    assert data == p.to_bytes()
 
 
 # ---- the wire
@@ -392,12 +400,16 @@ def test_any_payload_is_decoded_or_refused_with_the_output_untouched(
     if data.size:
         where = rng.integers(0, data.size, rng.integers(1, 8))
         data[where] = np.frombuffer(noise.ljust(8, b"\xff")[:8], np.uint8)[: where.size]
-    p = dance.Packet.from_bytes(reference.frame(fields, data.tobytes()))
+    framed = reference.frame(fields, data.tobytes())
+    p = dance.encode(wave(numel), codec)  # decode must not rely on what from_bytes checks
+    p.payload[:] = data
     out = np.full(numel, 5.0, np.float32)
     try:
         dance.decode(p, out=out)
     except dance.FrameError:
         assert (out == 5.0).all()
+        with pytest.raises(dance.FrameError):
+            dance.Packet.from_bytes(framed)
         if numel:  # the same when adding
             with pytest.raises(dance.FrameError):
                 dance.decode(p, out=out, add=True)

@@ -240,7 +240,7 @@ void histogram(const SelectJob& job, uint64_t first, uint64_t last, uint64_t* bi
 
 template <Operation op>
 uint64_t collect(const SelectJob& job, uint64_t first, uint64_t last, uint32_t lowest, Candidate* out,
-                 int64_t* first_bad) {
+                 uint64_t capacity, int64_t* first_bad) {
   uint64_t found = 0;
   int64_t bad = -1;
   for (uint64_t i = first; i < last; ++i) {
@@ -248,7 +248,10 @@ uint64_t collect(const SelectJob& job, uint64_t first, uint64_t last, uint32_t l
     const bool finite = is_finite(v);
     if (__builtin_expect(!finite && bad < 0, 0)) bad = static_cast<int64_t>(i);
     if (op == Operation::feedback) job.state[i] = finite ? v : job.state[i];
-    if (__builtin_expect(TopK::key(v) >= lowest, 0)) out[found++] = {static_cast<uint32_t>(i), v};
+    if (__builtin_expect(TopK::key(v) >= lowest, 0)) {
+      if (found < capacity) out[found] = {static_cast<uint32_t>(i), v};
+      ++found;
+    }
   }
   if (bad >= 0 && (*first_bad < 0 || bad < *first_bad)) *first_bad = bad;
   return found;
@@ -272,8 +275,6 @@ constexpr Kernels make_table(CodecList<Codecs...>) {
           {collect<encode>, collect<feedback>, collect<difference>},
           mix};
 }
-
-static_assert(DenseCodecs::size == kNumDense, "cpu/kernels.h: kNumDense is the length of DenseCodecs");
 
 constexpr Kernels table = make_table(DenseCodecs{});
 

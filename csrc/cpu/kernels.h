@@ -3,11 +3,12 @@
 
 #include <cstdint>
 
+#include "codecs/list.h"
 #include "codecs/operation.h"
 
 namespace dance::cpu {
 
-constexpr int kNumDense = 5;
+constexpr int kNumDense = DenseCodecs::size;
 
 struct Candidate {
   uint32_t index;
@@ -25,10 +26,11 @@ struct Kernels {
   DecodeBlocks decode[kNumDense][2];  // [1] adds to out
   // Adds the first radix digit of every key in [first, last) to histogram[TopK::kBins].
   void (*histogram[kNumOperations])(const SelectJob&, uint64_t first, uint64_t last, uint64_t* histogram);
-  // Collects, in order of index, every element whose key is >= lowest, and finishes the state of all others; returns
-  // their number and lowers *first_nonfinite. A non-finite v is collected as it is when its key, 0, is high enough.
+  // Collects, in order of index, every element whose key is >= lowest, and finishes the state of all others; lowers
+  // *first_nonfinite. Returns their number, of which no more than `capacity` are written. A non-finite v is collected
+  // as it is when its key, 0, is high enough.
   uint64_t (*collect[kNumOperations])(const SelectJob&, uint64_t first, uint64_t last, uint32_t lowest, Candidate* out,
-                                      int64_t* first_nonfinite);
+                                      uint64_t capacity, int64_t* first_nonfinite);
   void (*mix)(float* x, const float* neighbour_sum, const float* reference, float step_size, uint64_t first,
               uint64_t last);
 };

@@ -8,9 +8,11 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 #include "base/error.h"
+#include "cpu/float_mode.h"
 
 namespace dance::cpu {
 namespace {
@@ -58,10 +60,17 @@ struct Task {
 // destroyed: a process may end while they sleep. After fork() the child, which has no workers, gets a fresh pool.
 class Pool {
  public:
-  void run(const Task& task) {
+  // False, and nothing done, where the system gives no more threads.
+  bool run(const Task& task) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      while (num_workers_ + 1 < task.num_parts) std::thread(&Pool::work, this, num_workers_++).detach();
+      try {
+        for (; num_workers_ + 1 < task.num_parts; ++num_workers_) {
+          std::thread(&Pool::work, this, num_workers_, generation_).detach();
+        }
+      } catch (const std::system_error&) {
+        return false;
+      }
       task_ = task;
       unfinished_ = task.num_parts - 1;
       ++generation_;
@@ -70,13 +79,14 @@ class Pool {
     task.run(0);
     std::unique_lock<std::mutex> lock(mutex_);
     done_.wait(lock, [this] { return unfinished_ == 0; });
+    return true;
   }
 
   std::mutex in_use;
 
  private:
-  void work(uint32_t worker) {
-    uint64_t seen = 0;
+  void work(uint32_t worker, uint64_t seen) {
+    const FloatMode mode;
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
       wake_.wait(lock, [&] { return generation_ != seen; });
@@ -122,7 +132,7 @@ void parallel_for(uint64_t num_items, uint64_t grain, void (*body)(void*, uint32
   if (parts > 1) {
     Pool& shared = pool();
     std::unique_lock<std::mutex> lock(shared.in_use, std::try_to_lock);
-    if (lock.owns_lock()) return shared.run(task);
+    if (lock.owns_lock() && shared.run(task)) return;
   }
   for (uint32_t part = 0; part < parts; ++part) task.run(part);
 }

@@ -8,7 +8,7 @@ namespace dance::cpu {
 // Runs body(context, part, first, last) for contiguous parts of [0, num_items), on at most get_num_threads() threads,
 // the caller among them; part counts from 0 in order of the range. Results must not depend on where the range is cut. A
 // body must not throw. Ranges of less than 2 * grain items stay on the caller's thread. When another thread of the
-// process uses the pool, the caller works alone instead of waiting.
+// process uses the pool, or the system gives no more threads, the caller works alone instead of waiting.
 void parallel_for(uint64_t num_items, uint64_t grain, void (*body)(void*, uint32_t, uint64_t, uint64_t), void* context);
 
 template <class Body>

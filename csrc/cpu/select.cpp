@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "base/error.h"
 #include "codecs/topk.h"
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
@@ -53,7 +54,7 @@ int64_t select_largest(Operation operation, const SelectJob& job, uint64_t count
 
   // Each part writes behind the candidates of the parts before it, so the whole list is in order of index.
   struct Part {
-    uint64_t begin, end, found;
+    uint64_t begin, size, found;
     int64_t bad;
   };
   std::vector<Part> parts(num_parts, Part{0, 0, 0, -1});
@@ -61,13 +62,18 @@ int64_t select_largest(Operation operation, const SelectJob& job, uint64_t count
   uint64_t begin = 0;
   for (std::size_t p = 0; p < parts.size(); ++p) {
     parts[p].begin = begin;
-    for (uint32_t b = lowest_bin; b < TopK::kBins; ++b) begin += histograms[p * TopK::kBins + b];
+    for (uint32_t b = lowest_bin; b < TopK::kBins; ++b) parts[p].size += histograms[p * TopK::kBins + b];
+    begin += parts[p].size;
   }
   for_each_part([&](uint64_t part, uint64_t first, uint64_t last) {
-    table.collect[op](job, first, last, lowest, candidates.get() + parts[part].begin, &parts[part].bad);
+    Part& own = parts[part];
+    own.found = table.collect[op](job, first, last, lowest, candidates.get() + own.begin, own.size, &own.bad);
   });
   int64_t bad = -1;
   for (const Part& part : parts) {
+    if (part.found != part.size) {
+      throw ArgumentError("topk: another thread changed the input while it was encoded; give each its own array");
+    }
     if (part.bad >= 0 && (bad < 0 || part.bad < bad)) bad = part.bad;
   }
 

@@ -108,6 +108,7 @@ void check_payload(const Header& header, const uint8_t* payload, std::size_t siz
   require(size == header.payload_size, "the header announces a payload of " + std::to_string(header.payload_size) +
                                            " bytes, got " + std::to_string(size));
   require(crc32c(payload, size) == header.payload_crc, "the payload's checksum does not match its bytes");
+  check_received(header.codec, payload, size, header.numel);
 }
 
 }  // namespace dance::frame

@@ -33,7 +33,7 @@ void write(const Header& header, uint8_t out[kHeaderSize]);
 // what you expect, or with a limit, before making room for the payload.
 Header parse(const uint8_t* data, std::size_t size);
 
-// Throws FrameError unless `payload` is what the header announced.
+// Throws FrameError unless `payload`, aligned to 4 bytes, is what the header announced and encode could have made.
 void check_payload(const Header& header, const uint8_t* payload, std::size_t size);
 
 }  // namespace dance::frame

@@ -78,7 +78,7 @@ def good() -> list[dict[str, Any]]:
 
 
 def bad() -> list[dict[str, Any]]:
-    """Packets that must be refused; ``refused_by`` is where at the latest, ``says`` a word of the error."""
+    """Packets that must be refused; ``refused_by``: header, payload (by decode as well) or values, ``says`` a word of the error."""
     entries: list[dict[str, Any]] = []
 
     def add(name: str, data: bytes, refused_by: str, says: str) -> None:
@@ -138,16 +138,16 @@ def bad() -> list[dict[str, Any]]:
 
     # Checksums are right from here on: what is wrong is the content of the payload.
     padded, codes = of("int8:block=32", 69)
-    add("int8 padding", frame(padded, codes[:70] + b"\1" + codes[71:]), "decode", "padding")
+    add("int8 padding", frame(padded, codes[:70] + b"\1" + codes[71:]), "payload", "padding")
     for name, bits in (("infinite", 0x7F800000), ("NaN", 0x7FC00000), ("negative", 0xBF800000)):
-        add(f"int8 {name} scale", frame(fields, payload[:-4] + struct.pack("<I", bits)), "decode", "scale")
+        add(f"int8 {name} scale", frame(fields, payload[:-4] + struct.pack("<I", bits)), "payload", "scale")
         signs, words = of("sign:block=32")
-        add(f"sign {name} scale", frame(signs, words[:-4] + struct.pack("<I", bits)), "decode", "scale")
+        add(f"sign {name} scale", frame(signs, words[:-4] + struct.pack("<I", bits)), "payload", "scale")
     signs, words = of("sign:block=32")  # 70 elements: the third block has 6, in one word
     add(
         "sign unused bit of the last block",
         frame(signs, words[:8] + struct.pack("<I", 1 << 6) + words[12:]),
-        "decode",
+        "payload",
         "bits",
     )
     signs, words = of("sign:block=50")  # 50 elements in 2 words of 25
@@ -155,7 +155,7 @@ def bad() -> list[dict[str, Any]]:
     add(
         "sign unused bit of a whole block",
         frame(signs, struct.pack("<I", first) + words[4:]),
-        "decode",
+        "payload",
         "bits",
     )
     sparse, chosen = of("topk:ratio=0.1")
@@ -165,10 +165,24 @@ def bad() -> list[dict[str, Any]]:
     def with_indices(values: list[int]) -> bytes:
         return frame(sparse, struct.pack(f"<{k}I", *values) + chosen[4 * k :])
 
-    add("topk index out of range", with_indices([*indices[:-1], 70]), "decode", "index")
-    add("topk index 2^32 - 1", with_indices([*indices[:-1], 2**32 - 1]), "decode", "index")
-    add("topk equal indices", with_indices([indices[0], indices[0], *indices[2:]]), "decode", "index")
-    add("topk falling indices", with_indices(indices[::-1]), "decode", "index")
+    add("topk index out of range", with_indices([*indices[:-1], 70]), "payload", "index")
+    add("topk index 2^32 - 1", with_indices([*indices[:-1], 2**32 - 1]), "payload", "index")
+    add("topk equal indices", with_indices([indices[0], indices[0], *indices[2:]]), "payload", "index")
+    add("topk falling indices", with_indices(indices[::-1]), "payload", "index")
+    # Values that encode never sends.
+    for codec, code in (
+        ("none", b"\0\0\x80\x7f"),
+        ("fp16", b"\1\x7e"),
+        ("bf16", b"\x80\xff"),
+        ("topk:ratio=0.1", b"\0\0\xc0\xff"),
+    ):
+        plain, content = of(codec)
+        add(
+            f"{codec} non-finite value",
+            frame(plain, content[: -len(code)] + code),
+            "values",
+            "NaN or infinite",
+        )
     more = replace(sparse, parameters=struct.pack("<Q8x", 71), payload_nbytes=8 * 71)
     add("topk count above numel", frame(more, bytes(8 * 71)), "header", "71")
     none_sent = replace(sparse, parameters=bytes(16), payload_nbytes=0)
