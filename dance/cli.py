@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from dance.gan.config import RunConfig
 
 _INTERRUPTED = 130
+_LET_RANK_0_SPEAK_S = 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,8 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DanceError as error:
         return _fail(str(error), 1)
     except ValueError as error:
-        # Under torchrun every process finds the same fault in the same arguments; one of them says so.
-        return 2 if _rank() not in (None, "0") and not _traceback() else _fail(str(error), 2)
+        # Under torchrun every process finds the same fault in the same arguments; one of them says so. The
+        # others wait, since torchrun ends all processes as soon as one has ended.
+        if _rank() not in (None, "0") and not _traceback():
+            time.sleep(_LET_RANK_0_SPEAK_S)
+            return 2
+        return _fail(str(error), 2)
     except ImportError as error:
         ours = error.name is None or error.name.partition(".")[0] == "dance"
         remedy = f"this command needs {error.name}; pip install 'dance-gan[gan]'"

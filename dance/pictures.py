@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-# A tile of the samples has at least so many pixels a side. Smaller images are enlarged by bicubic interpolation:
-# in an 8 x 8 digit drawn as squares people see squares, not the digit.
+# A tile of the samples has at least so many pixels a side. Smaller images are enlarged by bicubic
+# interpolation: in an 8 x 8 digit drawn as squares people see squares, not the digit.
 _TILE_PIXELS = 56
 # Colours that people with any colour vision can tell apart (Okabe and Ito).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

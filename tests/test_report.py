@@ -84,7 +84,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     ("shape", "mode"), [((100, 1, 8, 8), "L"), ((7, 1, 28, 28), "L"), ((10, 3, 32, 32), "RGB")]
 )
 def test_samples(tmp_path: Path, shape: tuple[int, ...], mode: str) -> None:
-    # Image i is a ramp along its columns that ends at its own grey: cubic interpolation gives ramps back exactly.
+    # Image i is a ramp along its columns that ends at its own grey: cubic interpolation gives ramps back.
     size = shape[3]
     ends = torch.linspace(0.2, 0.9, shape[0])[:, None, None, None]
     images = (ends * torch.linspace(-1, 1, size)).expand(shape)

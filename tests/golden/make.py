@@ -78,7 +78,10 @@ def good() -> list[dict[str, Any]]:
 
 
 def bad() -> list[dict[str, Any]]:
-    """Packets that must be refused; ``refused_by``: header, payload (by decode as well) or values, ``says`` a word of the error."""
+    """Packets that must be refused; ``says`` is a word of the error.
+
+    ``refused_by`` is header, payload (what decode refuses as well) or values.
+    """
     entries: list[dict[str, Any]] = []
 
     def add(name: str, data: bytes, refused_by: str, says: str) -> None:

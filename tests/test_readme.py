@@ -1,0 +1,48 @@
+"""The README's three uses run as they are printed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
+
+
+def run(command: list[str], folder: Path) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_there_are_three_uses_of_ten_lines() -> None:
+    assert len(BLOCKS) == 3
+    assert all(sum(bool(line.strip()) for line in block.splitlines()) <= 11 for block in BLOCKS)
+
+
+def test_gossip_under_torchrun(tmp_path: Path) -> None:
+    (tmp_path / "gossip.py").write_text(BLOCKS[0])
+    printed = run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "4", "gossip.py"], tmp_path
+    )
+    sent, raw = map(int, re.findall(r"(\d+) bytes instead of (\d+)", printed)[0])
+    assert raw > 10 * sent
+
+
+def test_encode_by_hand(tmp_path: Path) -> None:
+    (tmp_path / "encode.py").write_text(BLOCKS[1])
+    size, lost = run([sys.executable, "encode.py"], tmp_path).splitlines()
+    assert size == f"{64 + (1 << 20) + 4 * 4096} bytes for {4 << 20}"
+    assert float(lost) <= 1e-6  # one rounding of float32 at values below 8
+
+
+@pytest.mark.parametrize("rounds", [20])
+def test_train_from_python(tmp_path: Path, rounds: int) -> None:
+    assert "rounds=1000" in BLOCKS[2]
+    (tmp_path / "train.py").write_text(BLOCKS[2].replace("rounds=1000", f"rounds={rounds}"))
+    printed = run([sys.executable, "train.py"], tmp_path).split()
+    assert int(printed[-1]) > 10 * int(printed[-2]) > 0
+    assert (tmp_path / "runs" / "private" / "samples.png").is_file()
