@@ -22,12 +22,12 @@ cd "$alone"
 import sys
 import time
 
-import numpy as np
-
 start = time.perf_counter()
-import dance
+import dance  # and with it NumPy
 
 seconds = time.perf_counter() - start
+import numpy as np
+
 assert "torch" not in sys.modules
 x = np.random.default_rng(0).standard_normal(100_003, dtype=np.float32)
 for text in ("none", "fp16", "bf16", "int8", "sign", "topk:ratio=0.01"):

@@ -2,6 +2,10 @@
 
 A policy belongs to one sender. It sees its links' meters and the time a round leaves for the send, and logs
 what it decides, so that a run can be repeated with the same decisions.
+
+A meter sits at the receiving end of its link, so a sender has none of the way to its peer and judges it by
+the meter of the way back. That is right for links with equal rates both ways and too hopeful, or too timid,
+for others.
 """
 
 from __future__ import annotations
@@ -24,12 +28,14 @@ _DWELL_ROUNDS = 20
 class Send:
     """One send to decide on: ``numel`` float32 of a ``kind`` in ``round``, over links, within ``budget_s``.
 
-    ``links`` are the meters of all links that the packet takes; the slowest one counts.
+    ``target`` names who receives it, where decisions differ by receiver. ``links`` are the meters of all
+    links that the packet takes; the slowest one counts.
     """
 
     kind: str
     round: int
     numel: int
+    target: str = ""
     links: Sequence[LinkMeter] = ()
     budget_s: float | None = None
 
@@ -39,6 +45,7 @@ class Decision:
     """What was decided for one send, and why."""
 
     kind: str
+    target: str
     round: int
     codec: str
     num_bytes: int
@@ -77,7 +84,10 @@ class Explanation:
 
 
 class Policy(Protocol):
-    """Chooses a codec for each send; `choose` logs its decision, `explain` only tells."""
+    """Chooses a codec for each send; `choose` logs its decisions, `explain` only tells.
+
+    The log holds changes: the first decision for a kind and target, and each that takes another codec.
+    """
 
     log: list[Decision]
 
@@ -95,24 +105,28 @@ class _Logged:
 
     def __init__(self) -> None:
         self.log: list[Decision] = []
+        self._latest: dict[tuple[str, str], Decision] = {}
 
     def _explain(self, send: Send) -> tuple[Codec, Explanation]:
         raise NotImplementedError
 
     def choose(self, send: Send) -> Codec:
-        """Returns the codec for ``send`` and logs the decision."""
+        """Returns the codec for ``send`` and logs the decision if it is a change."""
         codec, explanation = self._explain(send)
         chosen = next(row for row in explanation.rows if row.chosen)
-        self.log.append(
-            Decision(
+        latest = self._latest.get((send.kind, send.target))
+        if latest is None or latest.codec != chosen.codec:
+            decision = Decision(
                 kind=send.kind,
+                target=send.target,
                 round=send.round,
                 codec=chosen.codec,
                 num_bytes=chosen.num_bytes,
                 predicted_s=chosen.predicted_s,
                 budget_s=send.budget_s,
             )
-        )
+            self._latest[send.kind, send.target] = decision
+            self.log.append(decision)
         return codec
 
     def explain(self, send: Send) -> Explanation:
@@ -124,6 +138,7 @@ class _Logged:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.log = [Decision(**entry) for entry in state["log"]]
+        self._latest = {(decision.kind, decision.target): decision for decision in self.log}
 
 
 class Fixed(_Logged):
@@ -139,22 +154,25 @@ class Fixed(_Logged):
 
 
 class Schedule(_Logged):
-    """Replays a log of decisions: the codec logged for that kind and round, or the last one before it."""
+    """Replays a log of decisions: the last codec logged for that kind and target up to that round."""
 
     def __init__(self, decisions: Iterable[Decision]) -> None:
         super().__init__()
-        self._codecs: dict[str, list[tuple[int, Codec]]] = {}
+        self._codecs: dict[tuple[str, str], list[tuple[int, Codec]]] = {}
         for decision in decisions:
-            self._codecs.setdefault(decision.kind, []).append((decision.round, to_codec(decision.codec)))
+            entries = self._codecs.setdefault((decision.kind, decision.target), [])
+            entries.append((decision.round, to_codec(decision.codec)))
         for entries in self._codecs.values():
             entries.sort(key=lambda entry: entry[0])
 
     def _explain(self, send: Send) -> tuple[Codec, Explanation]:
-        logged = [entry for entry in self._codecs.get(send.kind, ()) if entry[0] <= send.round]
+        entries = self._codecs.get((send.kind, send.target), ())
+        logged = [entry for entry in entries if entry[0] <= send.round]
         if not logged:
+            known = sorted(_name(kind, target) for kind, target in self._codecs)
             raise ValueError(
-                f"schedule: no decision for kind {send.kind!r} up to round {send.round}; "
-                f"it has the kinds {', '.join(sorted(self._codecs)) or 'none at all'}"
+                f"schedule: no decision for {_name(send.kind, send.target)} up to round {send.round}; "
+                f"there are some for {', '.join(known) or 'nothing at all'}"
             )
         start, codec = logged[-1]
         row = _row(codec, send, chosen=True)
@@ -163,7 +181,7 @@ class Schedule(_Logged):
 
 @dataclass(frozen=True, kw_only=True)
 class _Held:
-    """The codec in use for a kind, since which round, and whether its links were measured by then."""
+    """The codec in use for a kind and target, since which round, and whether links were measured by then."""
 
     codec: Codec
     since: int
@@ -202,14 +220,14 @@ class Auto(_Logged):
         self.budget_s = budget_s
         self.headroom = headroom
         self.dwell_rounds = dwell_rounds
-        self._current: dict[str, _Held] = {}
+        self._current: dict[tuple[str, str], _Held] = {}
 
     def choose(self, send: Send) -> Codec:
         codec = super().choose(send)
-        held = self._current.get(send.kind)
+        held = self._current.get((send.kind, send.target))
         if held is None or held.codec != codec or not held.measured:
-            measured = self.log[-1].predicted_s is not None
-            self._current[send.kind] = _Held(codec=codec, since=send.round, measured=measured)
+            measured = _predict_s(codec, send) is not None
+            self._current[send.kind, send.target] = _Held(codec=codec, since=send.round, measured=measured)
         return codec
 
     def _explain(self, send: Send) -> tuple[Codec, Explanation]:
@@ -235,7 +253,7 @@ class Auto(_Logged):
         best = next((k for k, seconds in enumerate(known) if seconds <= budget_s), None)
         if best is None:
             return smallest, f"nothing fits {budget_s:.6f} s: the smallest packet"
-        held = self._current.get(send.kind)
+        held = self._current.get((send.kind, send.target))
         # What was chosen blind binds nobody; nor does a codec that no longer fits.
         if held is not None and held.measured and held.codec in candidates:
             now = candidates.index(held.codec)
@@ -252,15 +270,22 @@ class Auto(_Logged):
         return self.budget_s if send.budget_s is None else send.budget_s
 
     def state_dict(self) -> dict[str, Any]:
-        current = {kind: [str(held.codec), held.since, held.measured] for kind, held in self._current.items()}
+        current = [
+            [kind, target, str(held.codec), held.since, held.measured]
+            for (kind, target), held in self._current.items()
+        ]
         return {**super().state_dict(), "current": current}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self._current = {
-            kind: _Held(codec=to_codec(text), since=int(since), measured=bool(measured))
-            for kind, (text, since, measured) in state["current"].items()
+            (kind, target): _Held(codec=to_codec(text), since=int(since), measured=bool(measured))
+            for kind, target, text, since, measured in state["current"]
         }
+
+
+def _name(kind: str, target: str) -> str:
+    return f"{kind!r} to {target}" if target else repr(kind)
 
 
 def _predict_s(codec: Codec, send: Send) -> float | None:

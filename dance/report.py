@@ -135,6 +135,10 @@ def plain(value: Any) -> Any:
     raise ValueError(f"report: {value!r} ({type(value).__name__}) is no JSON value; give numbers or texts")
 
 
+# A rate above is no link's: it is the memory of one machine, or a simulation without links.
+_FASTEST_MBPS = 1e6
+
+
 class Progress:
     """How far a run is: one live line in a terminal, plain lines elsewhere (about twenty, or one in 30 s).
 
@@ -220,7 +224,7 @@ class Progress:
             raw = fields.get("raw_bytes")
             parts.append(f"sent {megabytes(fields['bytes_sent'])}" + (f" of {megabytes(raw)}" if raw else ""))
         rate = _slowest(fields.get("link_rate_mbps"))
-        if rate is not None:
+        if rate is not None and rate < _FASTEST_MBPS:
             parts.append(f"link {rate:.3g} Mbit/s")
         used = fields.get("codecs")
         if used and codecs:

@@ -73,16 +73,16 @@ class Topology:
         return tuple(sorted({j for step in range(self.period) for j in self.neighbors(rank, step)}))
 
     def spectral_gap(self) -> float:
-        """Returns 1 - ||W - J||_2 with W the product of one period and J the exact average, in [0, 1].
+        """Returns one minus the second largest eigenvalue in magnitude of W, the product of one period.
 
-        For one symmetric matrix this is one minus its second largest eigenvalue in magnitude. Exactly 0 says
-        that the nodes never agree (up to rounding), 1 that one period averages exactly.
+        In [0, 1]. Exactly 0 says that the nodes never agree (up to rounding): then, and only then, a part of
+        their disagreement never shrinks. For one symmetric matrix it is also what is lost in a single step,
+        and 1 says that a step averages exactly.
         """
         product = np.eye(self.num_nodes)
         for matrix in self.matrices:
             product = matrix @ product
-        distance = product - 1.0 / self.num_nodes
-        gap = 1.0 - float(np.linalg.norm(distance, 2))
+        gap = 1.0 - float(np.abs(np.linalg.eigvals(product - 1.0 / self.num_nodes)).max())
         return 0.0 if gap < 1e-12 else min(1.0, gap)
 
     def _position(self, rank: int) -> int:

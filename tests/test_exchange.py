@@ -89,6 +89,12 @@ def test_a_packet_that_is_not_as_expected_names_the_peer() -> None:
     ):
         with pytest.raises(dance.PeerError, match=text):
             exchange.deliver([message(0, 1)], [expect(0, 1, **options)])
+    # Refused, but it came.
+    assert exchange.counts.of(1).received_bytes == 3 * (64 + 4 * NUMEL) == exchange.counts.of(0).sent_bytes
+    # Far longer than expected: a receiver over a process group does not even ask for the payload.
+    with pytest.raises(dance.PeerError, match="expected 1000 elements"):
+        exchange.deliver([message(0, 1, numel=100_000)], [expect(0, 1)])
+    assert exchange.counts.of(1).received_bytes == 3 * (64 + 4 * NUMEL) + 64
     received = exchange.deliver([message(0, 1)], [expect(0, 1, shape=(10, 100), codec=NONE, round=0)])
     assert received[0].packet.shape == (10, 100)
     assert received[0].packet.sender == 0
@@ -108,7 +114,8 @@ def test_virtual_clock_of_one_message() -> None:
     assert exchange.elapsed_s(1) == pytest.approx(2.0 + 0.03 + seconds(size, 0.5))
     assert exchange.elapsed_s(0) == pytest.approx(2.0 + seconds(size, 1.0))
     meter = exchange.links[0, 1]
-    assert meter.predict_s(size) == pytest.approx(0.03 + seconds(size, 0.5))
+    # The meter is fed the payload's bytes and the seconds of the payload.
+    assert meter.predict_s(size - 64) == pytest.approx(0.03 + seconds(size - 64, 0.5))
     exchange.deliver([message(1, 0)], [expect(1, 0)])
     start = 2.0 + 0.03 + seconds(size, 0.5)
     assert exchange.elapsed_s(0) == pytest.approx(start + 0.03 + seconds(size, 0.5))
@@ -120,9 +127,12 @@ def test_messages_share_the_up_link_of_a_hub_and_its_down_link() -> None:
     exchange.deliver([message(0, k) for k in range(1, 5)], [expect(0, k) for k in range(1, 5)])
     for k in range(1, 5):
         assert exchange.elapsed_s(k) == pytest.approx(k * seconds(size, 1.0))
+        # What waited for its turn was not slower on its way.
+        assert exchange.links[0, k].rate_mbps == pytest.approx(1.0)
     exchange = SimulatedExchange(5, Links(default=Link(rate_mbps=100.0), nodes={0: Link(rate_mbps=1.0)}))
     exchange.deliver([message(k, 0) for k in range(1, 5)], [expect(k, 0) for k in range(1, 5)])
     assert exchange.elapsed_s(0) == pytest.approx(4 * seconds(size, 1.0))
+    assert [exchange.links[k, 0].rate_mbps for k in range(1, 5)] == pytest.approx([1.0] * 4)
     # Slow senders do not add up at a fast hub.
     exchange = SimulatedExchange(5, Links(default=Link(rate_mbps=1.0), nodes={0: Link(rate_mbps=1000.0)}))
     exchange.deliver([message(k, 0) for k in range(1, 5)], [expect(k, 0) for k in range(1, 5)])

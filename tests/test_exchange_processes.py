@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from processes import run_ranks
 
 import dance
 from dance import topology
+from dance.arrays import KINDS
 from dance.exchange import Expected, Message, ProcessGroupExchange, SimulatedExchange
-from dance.gossip import GossipNode, GossipOptions
+from dance.gossip import AGREE_EVERY, GossipNode, GossipOptions, HubNode, HubRelay
 
 NUMEL = 5003
 
@@ -121,7 +123,9 @@ def _raw(exchange: ProcessGroupExchange, *buffers: bytes) -> None:
         work.wait()
 
 
-def _faulty(rank: int) -> list[str]:
+def _faulty(rank: int) -> Any:
+    receive = Recorder(dist.irecv)
+    setattr(dist, "irecv", receive)  # noqa: B010  # a pass-through: the real operations run
     exchange = ProcessGroupExchange(timeout_s=30)
     x = _input(7)
     errors: list[str] = []
@@ -160,12 +164,13 @@ def _faulty(rank: int) -> list[str]:
             continue
         assert torch.equal(dance.decode(received[0].packet), dance.decode(good(number)))
         errors.append("")
-    return errors
+    return errors, exchange.counts.of(1).received_bytes, receive.num_bytes
 
 
 def test_a_receiver_outlives_what_faulty_peers_send() -> None:
-    errors = run_ranks(_faulty, 2)[1]
+    errors, counted, handed_over = run_ranks(_faulty, 2)[1]
     assert len(errors) == 8
+    assert counted == handed_over > 6 * dance.codec("sign").packet_nbytes(NUMEL), "refused or not, it came"
     for number, error in enumerate(errors[:6]):
         assert f"gossip of round {number} from node 0 to node 1" in error
     assert errors[0].startswith("FrameError")
@@ -175,6 +180,59 @@ def test_a_receiver_outlives_what_faulty_peers_send() -> None:
     assert "says that it is from node 5" in errors[4]
     assert errors[5].startswith("PeerError")
     assert errors[6:] == ["", ""]
+
+
+def _left_over(rank: int) -> list[str]:
+    one, two = ProcessGroupExchange(timeout_s=30), ProcessGroupExchange(timeout_s=30)
+    packet = dance.encode(_input(3), "int8")
+    if rank == 0:
+        payload = dance.encode(_input(4), "int8").to_bytes()[64:]
+        tag = one._tag(0, 1)
+        works = [
+            dist.isend(torch.frombuffer(bytearray(part), dtype=torch.uint8), 1, tag=tag + k)
+            for k, part in enumerate((bytes(64), payload))  # no header, so the payload is not asked for
+        ]
+        two.deliver([Message(source=0, target=1, kind="gossip", packet=packet)], [])
+        return [str(len(works))]
+    answers = []
+    for exchange in (one, two):
+        expect = Expected(source=0, target=1, kind="gossip", shape=(NUMEL,))
+        try:
+            received = exchange.deliver([], [expect])[0].packet
+            answers.append(str(torch.equal(dance.decode(received), dance.decode(packet))))
+        except dance.DanceError as error:
+            answers.append(str(error))
+    return answers
+
+
+def test_what_is_left_of_one_exchange_is_not_taken_by_another_of_its_group() -> None:
+    broken, good = run_ranks(_left_over, 2)[1]
+    assert "no dance packet" in broken
+    assert good == "True"
+
+
+def _subgroup(rank: int) -> Any:
+    group = dist.new_group([1, 3])
+    if rank not in (1, 3):
+        with pytest.raises(ValueError, match="no member of the group"):
+            ProcessGroupExchange(group)
+        return None
+    exchange = ProcessGroupExchange(group)
+    (node,) = exchange.nodes
+    packet = dance.encode(_input(rank), "int8")
+    outbox = [Message(source=node, target=1 - node, kind="gossip", packet=packet)]
+    (received,) = exchange.deliver(
+        outbox, [Expected(source=1 - node, target=node, kind="gossip", shape=(NUMEL,))]
+    )
+    equal = torch.equal(dance.decode(received.packet), dance.decode(dance.encode(_input(4 - rank), "int8")))
+    parameter = torch.full((3,), float(rank))
+    dance.ChocoGossip({"a": parameter}, topology.ring(2), "none", 1.0, group=group).step()
+    return node, exchange.num_nodes, equal, exchange.any(rank == 3), parameter.tolist()
+
+
+def test_nodes_of_a_subgroup_are_its_ranks() -> None:
+    results = run_ranks(_subgroup, 4)
+    assert results == [None, (0, 2, True, True, [2.0] * 3), None, (1, 2, True, True, [2.0] * 3)]
 
 
 def _alone(rank: int) -> list[str]:
@@ -246,6 +304,160 @@ def test_simulated_gossip_equals_real_gossip_to_the_bit() -> None:
     for node in nodes:
         assert real[node.position][0] == node.theta.numpy().tobytes()
         assert real[node.position][1] == [row for row in rows if row[0] == node.position]
+
+
+def _hub_nodes(count: int) -> tuple[list[HubNode], HubRelay]:
+    options, zero = GossipOptions(codec="sign", run_seed=5), torch.zeros(NUMEL)
+    nodes = [HubNode(_input(k), k, options, reference=zero) for k in range(1, count)]
+    return nodes, HubRelay(zero, 0, count - 1, options)
+
+
+def _hub_round(
+    exchange: ProcessGroupExchange | SimulatedExchange, nodes: list[HubNode], relay: HubRelay, number: int
+) -> None:
+    """One round of those of ``nodes`` and the relay that live here, as an algorithm would do it."""
+    here = [node for node in nodes if node.node in exchange.nodes]
+    for node in here:
+        noise = np.random.default_rng((number, node.node)).standard_normal(NUMEL).astype(np.float32)
+        node.theta.add_(torch.from_numpy(noise) * 0.01)
+        if number == 5:
+            node.codec = "int8"
+    shape: Any = {"kind": "gossip", "shape": (NUMEL,), "round": number}
+    up = [Message(source=node.node, target=0, kind="gossip", packet=node.out()) for node in here]
+    expected = [Expected(source=node.node, target=0, **shape) for node in nodes if 0 in exchange.nodes]
+    inbox = exchange.deliver(up, expected)
+    down = []
+    if 0 in exchange.nodes:
+        relay.in_([message.packet for message in inbox])
+        packet = relay.out()
+        down = [Message(source=0, target=node.node, kind="gossip", packet=packet) for node in nodes]
+    for message in exchange.deliver(down, [Expected(source=0, target=node.node, **shape) for node in here]):
+        next(node for node in here if node.node == message.target).in_(message.packet)
+    if number == 3 and 2 in exchange.nodes:
+        nodes[1].pace.alarm = True  # as if its guard had fired, at one node only
+    if relay_round_ends(number) and exchange.any(any(node.alarm for node in here)):
+        for node in here:
+            node.halve()
+
+
+def relay_round_ends(number: int) -> bool:
+    return (number + 1) % AGREE_EVERY == 0
+
+
+def _hub_process(rank: int, rounds: int) -> tuple[Any, ...]:
+    exchange = ProcessGroupExchange()
+    nodes, relay = _hub_nodes(4)
+    for number in range(rounds):
+        _hub_round(exchange, nodes, relay, number)
+    counted = exchange.counts.state_dict()["rows"]
+    if rank == 0:
+        return relay.mean.numpy().tobytes(), relay.relayed.numpy().tobytes(), None, counted
+    node = nodes[rank - 1]
+    return node.theta.numpy().tobytes(), node.relayed.numpy().tobytes(), node.step_size, counted
+
+
+def test_a_simulated_hub_equals_a_real_one_to_the_bit_and_halves_with_it() -> None:
+    rounds = 12
+    real = run_ranks(_hub_process, 4, rounds)
+    torch_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        exchange = SimulatedExchange(4)
+        nodes, relay = _hub_nodes(4)
+        for number in range(rounds):
+            _hub_round(exchange, nodes, relay, number)
+    finally:
+        torch.set_num_threads(torch_threads)
+    rows = exchange.counts.state_dict()["rows"]
+    mine = [[row for row in rows if row[0] == node] for node in range(4)]
+    assert real[0] == (relay.mean.numpy().tobytes(), relay.relayed.numpy().tobytes(), None, mine[0])
+    for node in nodes:
+        theta, relayed = node.theta.numpy().tobytes(), node.relayed.numpy().tobytes()
+        assert real[node.node] == (theta, relayed, 0.45, mine[node.node])
+
+
+class _OnDevice:
+    """Stands for a CuPy array: no memory of the host, so only its kind knows how to get at the bytes."""
+
+
+class _DeviceKind:
+    def __init__(self, payload: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+        self.payload = payload
+
+    def to_host(self, _: _OnDevice) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        return self.payload
+
+
+def _any_payload(rank: int) -> list[bool]:
+    """Payloads in memory that torch does not take: on a device, and read-only."""
+    exchange = ProcessGroupExchange(timeout_s=30)
+    x = _input(3).numpy()
+    expect = Expected(source=0, target=1, kind="gossip", shape=(NUMEL,))
+    if rank == 1:
+        packets = [exchange.deliver([], [expect])[0].packet for _ in range(2)]
+        return [
+            bool(np.array_equal(dance.decode(p).numpy(), dance.decode(dance.encode(x, "int8"))))
+            for p in packets
+        ]
+    packet = dance.encode(x, "int8")
+    frozen = dance.Packet.from_bytes(packet.to_bytes(), expect=("int8", (NUMEL,), "float32"))
+    KINDS[_OnDevice] = _DeviceKind(packet.payload)  # type: ignore[assignment]
+    packet._memory = (*packet._memory[:3], _OnDevice())
+    for each in (packet, frozen):
+        exchange.deliver([Message(source=0, target=1, kind="gossip", packet=each)], [])
+    return []
+
+
+def test_payloads_are_sent_from_whatever_memory_they_lie_in() -> None:
+    assert run_ranks(_any_payload, 2)[1] == [True, True]
+
+
+def _surprise(rank: int) -> list[str]:
+    """An error that nobody foresaw, in one of several threads: the others finish, and it is raised."""
+    exchange = ProcessGroupExchange(timeout_s=30)
+    packet = dance.encode(_input(rank), "int8")
+    if rank:
+        for _ in range(2):
+            exchange.deliver([Message(source=rank, target=0, kind="gossip", packet=packet)], [])
+        return []
+    received, done = exchange._received, []
+
+    def faulty(each: Any) -> Any:
+        if each.expect.source == 1 and not done:
+            received(each)
+            raise ZeroDivisionError("unforeseen")
+        time.sleep(0.2)
+        done.append(each.expect.source)
+        return received(each)
+
+    setattr(exchange, "_received", faulty)  # noqa: B010
+    expected = [Expected(source=k, target=0, kind="gossip", shape=(NUMEL,)) for k in (1, 2, 3)]
+    with pytest.raises(ZeroDivisionError, match="unforeseen"):
+        exchange.deliver([], expected)
+    first = sorted(done)
+    messages = exchange.deliver([], expected)
+    return [
+        str(first),
+        *(
+            str(torch.equal(dance.decode(m.packet), dance.decode(dance.encode(_input(m.source), "int8"))))
+            for m in messages
+        ),
+    ]
+
+
+def test_an_unforeseen_error_leaves_no_thread_behind() -> None:
+    assert run_ranks(_surprise, 4)[0] == ["[2, 3]", "True", "True", "True"]
+
+
+def test_a_group_without_a_cpu_backend_is_refused(tmp_path: Path) -> None:
+    dist.init_process_group("cuda:gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        with pytest.raises(
+            ValueError, match=r"the group has cuda:gloo only; .*init_process_group\('cpu:gloo"
+        ):
+            ProcessGroupExchange()
+    finally:
+        dist.destroy_process_group()
 
 
 def test_without_a_process_group_the_remedy_is_named() -> None:

@@ -13,6 +13,7 @@ from torch.nn.functional import softplus
 import dance
 from dance.exchange import SimulatedExchange
 from dance.gan.acgan import Acgan
+from dance.gan.choice import Choice
 from dance.gan.config import AcganConfig, FlganConfig, MdganConfig, RunConfig
 from dance.gan.engine import build
 from dance.gan.flgan import Flgan, model_of
@@ -109,7 +110,7 @@ def packet(codec: str, numel: int) -> int:
 
 @pytest.mark.parametrize("topology", ["hub", "ring"])
 def test_bytes_of_ac_gan_are_those_of_its_messages(topology: str) -> None:
-    rounds, period, n = 6, 2, 3
+    rounds, period, n = 34, 2, 3
     config = replace(TINY, d_nodes=n, topology=topology, acgan=AcganConfig(period=period))
     nodes = trained(config, rounds)
     assert isinstance(nodes, Acgan)
@@ -122,7 +123,49 @@ def test_bytes_of_ac_gan_are_those_of_its_messages(topology: str) -> None:
     assert counts.of(kind="gossip").sent_bytes == turns * edges * packet("sign", theta)
     assert counts.of(kind="moment").sent_bytes == turns * edges * packet("none", 6)
     assert counts.of(kind="image").raw_sent_bytes == rounds * n * (HEADER + 4 * batch)
+    # Every 8 gossips, a byte from each node to node 0 and one back: does a guard ask for half the step?
+    assert turns == 17
+    assert counts.of(kind="control").sent_bytes == 2 * 2 * n
     assert counts.of().sent_bytes == counts.of().received_bytes
+
+
+@pytest.mark.parametrize("topology", ["hub", "ring"])
+def test_with_auto_nodes_of_different_codecs_take_equal_steps_and_keep_the_mean(
+    topology: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(TINY, d_nodes=4, topology=topology, codec="auto")
+    nodes = Acgan(config, SimulatedExchange(5), parts(config))
+    taken = {
+        0: "none",
+        1: "sign",
+        2: "none",
+        3: "sign",
+        4: "int8",
+    }  # the relay's exactly: the mean moves by it
+    monkeypatch.setattr(Choice, "codec", lambda choice, *_: dance.codec(taken[choice.node]))
+    generator = torch.Generator().manual_seed(0)
+    thetas = [d.net.theta for d in nodes.discriminators.values()]
+    for theta in thetas:
+        theta.add_(torch.randn(theta.shape, generator=generator))
+    x = torch.stack(thetas).double()
+    for r in range(100):
+        (nodes._gossip_through_hub if topology == "hub" else nodes._gossip_with_neighbours)(r)
+    assert {str(gossip.codec) for gossip in nodes.gossips.values()} >= {"none", "sign:block=256"}
+    assert {gossip.step_size for gossip in nodes.gossips.values()} == {0.5}, "the least of the candidates"
+    y = torch.stack(thetas).double()
+    assert float((y.mean(0) - x.mean(0)).norm() / x.norm(dim=1).mean()) <= 1e-6
+    assert float((y - y.mean(0)).norm()) < 0.1 * float((x - x.mean(0)).norm())
+
+
+@pytest.mark.parametrize("topology", ["hub", "ring"])
+def test_all_nodes_halve_in_the_round_in_which_they_ask_each_other(topology: str) -> None:
+    config = replace(TINY, d_nodes=3, topology=topology)
+    nodes = Acgan(config, SimulatedExchange(4), parts(config))
+    nodes.gossips[2].pace.alarm = True  # as if its guard had fired
+    for r in range(9):
+        assert {gossip.step_size for gossip in nodes.gossips.values()} == {0.5 if r < 8 else 0.25}
+        nodes.round(r)
+    assert not any(gossip.alarm for gossip in nodes.gossips.values())
 
 
 def test_sign_sends_25_times_fewer_gossip_bytes_than_none() -> None:
@@ -145,6 +188,8 @@ def test_auto_takes_the_least_lossy_codec_that_fits(links: str, codec: str) -> N
         nodes.round(r)
     assert nodes.codecs(1)["gossip"] == codec
     assert nodes.codecs(0)["gossip"] == codec
+    # Only changes are kept: the first sends, blind, and what followed the first measurement.
+    assert all(len(choice._policy.log) <= 6 for choice in nodes.choices.values())
     tensors, meta = nodes.state(1)
     again = Acgan(config, SimulatedExchange(3, parse_links(links)), parts(config))
     again.restore(1, tensors, meta)

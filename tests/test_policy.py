@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 
 from dance import codec
@@ -93,11 +96,44 @@ def test_a_log_can_be_replayed() -> None:
     replay = Schedule(policy.log)
     assert [replay.choose(send(k)) for k in range(6)] == chosen
     assert replay.choose(send(99)) == chosen[-1]
-    assert [decision.codec for decision in replay.log][:6] == [str(each) for each in chosen]
+    # A log holds changes only; a replay logs what it replays.
+    assert [(decision.round, decision.codec) for decision in policy.log] == [
+        (0, "topk:ratio=0.01"),
+        (1, "none"),
+        (2, "fp16"),
+        (3, "sign:block=256"),
+    ]
+    assert [(each.round, each.codec) for each in replay.log] == [
+        (each.round, each.codec) for each in policy.log
+    ]
     with pytest.raises(
-        ValueError, match="no decision for kind 'image' up to round 3; it has the kinds gossip"
+        ValueError, match="no decision for 'image' up to round 3; there are some for 'gossip'"
     ):
         replay.choose(send(3, kind="image"))
+
+
+def test_a_log_of_several_links_is_replayed_link_by_link() -> None:
+    policy = Auto()
+    chosen: dict[tuple[int, str], object] = {}
+
+    def to(target: str, k: int, *rates: float) -> Send:
+        return replace(send(k, *rates), target=target)
+
+    for k in range(60):
+        for target, rate in (("1", 1000.0), ("2", 20.0 if k < 30 else 500.0), ("3,4", 2.0)):
+            chosen[k, target] = policy.choose(to(target, k, rate))
+    assert [str(chosen[59, target]) for target in ("1", "2", "3,4")] == ["none", "none", "sign:block=256"]
+    assert str(chosen[0, "2"]) == "fp16"
+    assert len(policy.log) == 4
+    again = Auto()
+    again.load_state_dict(json.loads(json.dumps(policy.state_dict())))
+    assert again.log == policy.log
+    assert again.state_dict() == policy.state_dict()
+    replay = Schedule(again.log)
+    for (k, target), taken in chosen.items():
+        assert replay.choose(to(target, k)) == taken
+    with pytest.raises(ValueError, match=r"no decision for 'gossip' to 5 up to round 0; .*'gossip' to 3,4"):
+        replay.choose(to("5", 0))
 
 
 def test_policy_memory_is_resumed() -> None:

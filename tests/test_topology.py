@@ -75,6 +75,11 @@ def test_spectral_gaps() -> None:
     assert topology.from_matrix(topology.one_peer_exponential(8).weights(0)).spectral_gap() == 0.0
     assert topology.random_matching(7, seed=3).spectral_gap() > 0.0
     assert topology.star(8).spectral_gap() == pytest.approx(1 / 8)
+    # Not normal: a first step keeps the size of some disagreement, and yet all agree in the end.
+    skewed = topology.from_matrix([[0.0, 1.0, 0.0], [0.5, 0.0, 0.5], [0.5, 0.0, 0.5]])
+    assert np.linalg.norm(skewed.weights() - 1 / 3, 2) == pytest.approx(1.0)
+    assert np.linalg.matrix_power(skewed.weights(), 100) == pytest.approx(np.full((3, 3), 1 / 3))
+    assert 0.0 < skewed.spectral_gap() < 1.0
 
 
 def test_random_graphs_repeat_with_their_seed() -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from dance.bandwidth import LinkMeter
 from dance.codecs import Codec
 from dance.errors import PeerError
-from dance.exchange.traffic import Traffic
+from dance.exchange.traffic import Meters, Traffic
 from dance.packet import Packet
 
 CONTROL = "control"  # the kind of the bytes that `Exchange.any` sends
+_DRAIN_SLACK = 1 << 16  # bytes beyond the uncompressed size that a refused payload may have and be received
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,9 @@ class Expected:
     codec: Codec | None = None
     round: int | None = None
 
-    @property
-    def raw_nbytes(self) -> int:
-        return 4 * math.prod(self.shape)
+    def drains(self, payload_nbytes: int) -> bool:
+        """Returns whether a payload that will be refused is received at all, so that its sender may go on."""
+        return payload_nbytes <= 4 * math.prod(self.shape) + _DRAIN_SLACK
 
     def __str__(self) -> str:
         when = "" if self.round is None else f" of round {self.round}"
@@ -62,7 +62,7 @@ class Exchange(Protocol):
     def counts(self) -> Traffic: ...
 
     @property
-    def links(self) -> Mapping[tuple[int, int], LinkMeter]:
+    def links(self) -> Meters:
         """A meter for each (source, target) that has delivered something to a node of this process."""
 
     def deliver(self, outbox: Sequence[Message], expected: Sequence[Expected]) -> list[Message]:
@@ -72,7 +72,8 @@ class Exchange(Protocol):
         with equal source, target and kind are matched in order. Received packets are read only and valid
         until the next delivery of the same source, target and kind. The sender's id is stamped on its
         packets. Raises FrameError or PeerError, naming the peer, for a packet that is broken or not as
-        expected, after all others of the phase came in, so that the receiver may go on.
+        expected, after all others of the phase came in, so that the receiver may go on. What came in is
+        counted as received, refused or not.
         """
 
     def any(self, flag: bool) -> bool:

@@ -3,34 +3,36 @@
 What gloo does (torch 2.13, measured) and this file respects: a message longer than its receive aborts the
 receiving process, so the payload is received into exactly what its checked header says; one timed-out
 operation closes every pair of the group, so a timeout is the end and never a poll; a send does not complete
-before its receive is posted; ``is_completed`` stays False until ``wait``. Every message has tags of its own:
-what a faulty peer leaves unreceived is never taken for something later.
+before its receive is posted; ``is_completed`` stays False until ``wait``. Every message of a group has
+tags of its own: what a faulty peer leaves unreceived is never taken for something later.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 
-from dance.bandwidth import LinkMeter
+from dance.arrays import kind_of
 from dance.codecs import HEADER_NBYTES
 from dance.errors import FrameError, PeerError
 from dance.exchange.message import CONTROL, Expected, Message, check_boxes, check_source
-from dance.exchange.traffic import Traffic, raw_nbytes
+from dance.exchange.traffic import Meters, Traffic, raw_nbytes
 from dance.packet import Packet, parse_header
 
 _FIRST_TAG = 1 << 20  # clear of the small tags that other users of the group may take
 _TAGS = 1 << 30
-_DRAIN_SLACK = (
-    1 << 16
-)  # bytes beyond the uncompressed size that an unwanted payload may have to be received at all
+
+# Messages so far by (source, target), shared by all exchanges of a group: their tags must differ too.
+_SEQUENCES: WeakKeyDictionary[dist.ProcessGroup, dict[tuple[int, int], int]] = WeakKeyDictionary()
 
 
 @dataclass(kw_only=True)
@@ -42,6 +44,8 @@ class _Incoming:
     slot: tuple[int, str, int]  # source, kind, how manieth of these in this phase: which buffers it uses
     header: torch.Tensor
     work: Any
+    num_bytes: int = 0  # that arrived, whether or not they were accepted
+    raw_bytes: int = 0
     message: Message | None = None
     error: Exception | None = None
 
@@ -60,30 +64,40 @@ class ProcessGroupExchange:
             )
         if not timeout_s > 0.0:
             raise ValueError(f"exchange: expected timeout_s above 0, got {timeout_s}")
+        if dist.get_rank(group) < 0:
+            raise ValueError("exchange: this process is no member of the group; make one in members only")
+        if "cpu:" not in (backends := dist.get_backend_config(group)):
+            raise ValueError(
+                f"exchange: messages go over the CPU, the group has {backends} only; make it with "
+                "torch.distributed.init_process_group('cpu:gloo,cuda:nccl') or new_group(backend='gloo')"
+            )
         self._group = group
-        self._timeout = timedelta(seconds=timeout_s)
+        self._timeout_s = timeout_s
+        self._deadline_s = math.inf  # of the phase under way
         self.num_nodes = dist.get_world_size(group)
         self.nodes = (dist.get_rank(group),)
         self._ranks = [
             node if group is None else dist.get_global_rank(group, node) for node in range(self.num_nodes)
         ]
         self.counts = Traffic()
-        self._links: dict[tuple[int, int], LinkMeter] = {}
-        self._sequence: dict[tuple[int, int], int] = {}  # (source, target) -> messages so far
+        self._links = Meters()
+        key = dist.group.WORLD if group is None else group
+        assert key is not None
+        self._sequence = _SEQUENCES.setdefault(key, {})
         self._buffers: dict[tuple[int, str, int], tuple[torch.Tensor, torch.Tensor]] = {}
         self._broken: str | None = None
         self._threads: ThreadPoolExecutor | None = None
         self._start_s = time.monotonic()
 
     @property
-    def links(self) -> Mapping[tuple[int, int], LinkMeter]:
+    def links(self) -> Meters:
         return self._links
 
     def deliver(self, outbox: Sequence[Message], expected: Sequence[Expected]) -> list[Message]:
         """See `Exchange.deliver`."""
         check_boxes(outbox, expected, self.nodes, self.num_nodes)
         parts = [self._parts(message) for message in outbox]  # may refuse a packet: before anything is posted
-        self._check_usable()
+        self._begin()
         incoming = self._post_receives(expected)
         sends = self._post_sends(outbox, parts)
         self._receive(incoming)
@@ -99,7 +113,7 @@ class ProcessGroupExchange:
 
     def any(self, flag: bool) -> bool:
         """See `Exchange.any`: one byte from every node to node 0, and one back."""
-        self._check_usable()
+        self._begin()
         own, raised = self.nodes[0], flag
         others = range(1, self.num_nodes) if own == 0 else (0,)
         gather = self._flags(others, own) if own == 0 else ()
@@ -128,10 +142,10 @@ class ProcessGroupExchange:
         packet = message.packet
         packet.sender = message.source
         header = torch.frombuffer(bytearray(packet.header()), dtype=torch.uint8)
-        payload = packet.payload
-        if not isinstance(payload, torch.Tensor):
-            payload = torch.from_numpy(payload)
-        return header, payload.cpu()  # gloo sends from the host
+        payload = kind_of(packet.payload, "payload").to_host(packet.payload)  # gloo sends from the host
+        if not payload.flags.writeable:  # torch takes no read-only memory
+            payload = payload.copy()
+        return header, torch.from_numpy(payload)
 
     def _post_sends(
         self, outbox: Sequence[Message], parts: Sequence[tuple[torch.Tensor, torch.Tensor]]
@@ -144,7 +158,7 @@ class ProcessGroupExchange:
             if payload.numel():
                 works.append(self._isend(payload, message.target, tag + 1))
             num_bytes = header.numel() + payload.numel()
-            self.counts.sent(message.source, message.kind, num_bytes, raw_nbytes(message.packet))
+            self.counts.sent(message.source, message.kind, num_bytes, raw_nbytes(message.packet.numel))
             sends.append((message, works))
         return sends
 
@@ -189,9 +203,9 @@ class ProcessGroupExchange:
         elif groups:
             self._receive_all(groups[0])
         for each in incoming:  # counted here: the threads share nothing that they write
-            if each.message is not None:
-                packet = each.message.packet
-                self.counts.received(each.expect.target, each.expect.kind, packet.nbytes, raw_nbytes(packet))
+            if each.num_bytes:
+                expect = each.expect
+                self.counts.received(expect.target, expect.kind, each.num_bytes, each.raw_bytes)
 
     def _receive_all(self, group: Sequence[_Incoming]) -> None:
         for each in group:
@@ -200,13 +214,14 @@ class ProcessGroupExchange:
     def _receive_one(self, each: _Incoming) -> None:
         try:
             each.message = self._received(each)
-        except (FrameError, PeerError) as error:
+        except Exception as error:  # whatever it is, the other threads must finish with their buffers first
             each.error = error
 
     def _received(self, each: _Incoming) -> Message | None:
         expect = each.expect
         if not self._wait(each.work, f"header of {expect}"):
             return None
+        each.num_bytes = each.raw_bytes = HEADER_NBYTES
         try:
             header = parse_header(each.header)
         except FrameError as error:
@@ -221,7 +236,7 @@ class ProcessGroupExchange:
             refused = error
         except FrameError as error:
             refused = PeerError(f"{expect}: {error}")
-        if refused is not None and header.payload_nbytes > expect.raw_nbytes + _DRAIN_SLACK:
+        if refused is not None and not expect.drains(header.payload_nbytes):
             raise refused  # not worth the memory; the sender will run into its timeout
         payload = self._payload_buffer(each.slot, header.payload_nbytes)
         if header.payload_nbytes:
@@ -229,7 +244,10 @@ class ProcessGroupExchange:
             work = self._irecv(payload, expect.source, each.tag + 1)
             if not self._wait(work, f"payload of {expect}"):
                 return None
-            self._meter(expect).observe(header.payload_nbytes, time.monotonic() - start_s)
+            seconds = time.monotonic() - start_s
+            self._links.observe(expect.source, expect.target, header.payload_nbytes, seconds)
+            each.num_bytes += header.payload_nbytes
+            each.raw_bytes = raw_nbytes(header.numel)
         if refused is not None:
             raise refused
         try:
@@ -251,9 +269,6 @@ class ProcessGroupExchange:
             buffer = torch.zeros(1, dtype=torch.uint8)
             flags.append((source, buffer, self._irecv(buffer, source, self._tag(source, own))))
         return flags
-
-    def _meter(self, expect: Expected) -> LinkMeter:
-        return self._links.setdefault((expect.source, expect.target), LinkMeter())
 
     # --------------------------------------------------------------------------------- torch.distributed
 
@@ -279,7 +294,8 @@ class ProcessGroupExchange:
     def _wait(self, work: Any, what: str) -> bool:
         """Waits for ``work``; False, with the exchange broken, after a timeout or when the peer is gone."""
         try:
-            work.wait(self._timeout)
+            # No less than a tick: to gloo a timeout of zero is none.
+            work.wait(timedelta(seconds=max(0.001, self._deadline_s - time.monotonic())))
         except RuntimeError as error:
             self._break(what, error)
             return False
@@ -291,6 +307,10 @@ class ProcessGroupExchange:
             self._broken = (
                 f"exchange: {what} did not get through ({reason}); the process group is of no more use"
             )
+
+    def _begin(self) -> None:
+        self._check_usable()
+        self._deadline_s = time.monotonic() + self._timeout_s
 
     def _check_usable(self) -> None:
         if self._broken is not None:

@@ -11,11 +11,11 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dance.bandwidth import LinkMeter, Links
+from dance.bandwidth import Links
 from dance.codecs import HEADER_NBYTES
 from dance.errors import FrameError, PeerError
 from dance.exchange.message import CONTROL, Expected, Message, check_boxes, check_source
-from dance.exchange.traffic import Traffic, raw_nbytes
+from dance.exchange.traffic import Meters, Traffic, raw_nbytes
 from dance.packet import Packet, parse_header
 
 
@@ -32,13 +32,13 @@ class SimulatedExchange:
         self.nodes = tuple(range(num_nodes))
         self.counts = Traffic()
         self._access = Links() if links is None else links
-        self._links: dict[tuple[int, int], LinkMeter] = {}
+        self._links = Meters()
         self._clock_s = [0.0] * num_nodes
         self._up_free_s = [0.0] * num_nodes  # until when the access link is busy with earlier messages
         self._down_free_s = [0.0] * num_nodes
 
     @property
-    def links(self) -> Mapping[tuple[int, int], LinkMeter]:
+    def links(self) -> Meters:
         return self._links
 
     def deliver(self, outbox: Sequence[Message], expected: Sequence[Expected]) -> list[Message]:
@@ -65,16 +65,19 @@ class SimulatedExchange:
             )
         for message in outbox:
             packet = message.packet
-            self.counts.sent(message.source, message.kind, packet.nbytes, raw_nbytes(packet))
+            self.counts.sent(message.source, message.kind, packet.nbytes, raw_nbytes(packet.numel))
         self._move([(message.source, message.target, message.packet.nbytes) for message in outbox])
         received, error = [], None
         for message, expect in pairs:
+            packet = message.packet
+            num_bytes, raw_bytes = packet.nbytes, raw_nbytes(packet.numel)
             try:
-                packet = _accepted(message.packet, expect)
+                packet = _accepted(packet, expect)
             except (FrameError, PeerError) as refused:
                 error = error or refused
-                continue
-            self.counts.received(expect.target, expect.kind, packet.nbytes, raw_nbytes(packet))
+                if not expect.drains(num_bytes - HEADER_NBYTES):
+                    num_bytes = raw_bytes = HEADER_NBYTES
+            self.counts.received(expect.target, expect.kind, num_bytes, raw_bytes)
             received.append(
                 Message(source=expect.source, target=expect.target, kind=expect.kind, packet=packet)
             )
@@ -130,20 +133,23 @@ class SimulatedExchange:
             start = max(ready, up_start[source])
             up_start[source] = self._access.of(source).sent_s(start, num_bytes)
             delay = self._access.of(source).delay_s + self._access.of(target).delay_s
-            arrivals.append((start + delay, order, up_start[source] + delay, ready))
+            arrivals.append((start + delay, order, up_start[source] + delay, delay))
         ends = list(self._clock_s)
         # Down links serve in the order in which messages begin to arrive; the wait for a slow sender is not
         # theirs.
-        for first, order, last, ready in sorted(arrivals):
+        for first, order, last, delay in sorted(arrivals):
             source, target, num_bytes = flows[order]
-            served = self._access.of(target).received_s(max(first, self._down_free_s[target]), num_bytes)
+            begun = max(first, self._down_free_s[target])
+            served = self._access.of(target).received_s(begun, num_bytes)
             self._down_free_s[target] = served
             end = max(served, last)
             ends[target] = max(ends[target], end)
             ends[source] = max(ends[source], up_start[source])
             if metered and num_bytes > HEADER_NBYTES:
-                meter = self._links.setdefault((source, target), LinkMeter())
-                meter.observe(num_bytes, end - ready)
+                # The payload's way alone, as a process group measures it: not the header, and no queue.
+                up_s = last - delay - self._access.of(source).sent_s(first - delay, HEADER_NBYTES)
+                down_s = served - self._access.of(target).received_s(begun, HEADER_NBYTES)
+                self._links.observe(source, target, num_bytes - HEADER_NBYTES, delay + max(up_s, down_s, 0.0))
         self._up_free_s = up_start
         self._clock_s = ends
 

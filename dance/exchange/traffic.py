@@ -1,20 +1,20 @@
-"""The bytes that went over the links, counted where they are sent and received, per node and kind."""
+"""What went over the links: bytes, counted where they are sent and received, and the meters of links."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from dance.bandwidth import LinkMeter
 from dance.codecs import HEADER_NBYTES
-from dance.packet import Packet
 
 _RAW_ELEMENT = 4  # bytes of an element that is not compressed
 
 
-def raw_nbytes(packet: Packet) -> int:
-    """Returns what the message would have cost with codec none, its header included."""
-    return HEADER_NBYTES + _RAW_ELEMENT * packet.numel
+def raw_nbytes(numel: int) -> int:
+    """Returns what a message of ``numel`` elements costs with codec none, its header included."""
+    return HEADER_NBYTES + _RAW_ELEMENT * numel
 
 
 @dataclass(kw_only=True)
@@ -93,3 +93,28 @@ class Traffic:
             entry = dict(zip(columns, row, strict=True))
             node, kind = int(entry.pop("node")), str(entry.pop("kind"))
             self._counts[node, kind] = Count(**{name: int(value) for name, value in entry.items()})
+
+
+class Meters(dict[tuple[int, int], LinkMeter]):
+    """A meter for each link (source, target), kept at its receiving end.
+
+    It is fed the bytes of a payload and the seconds that the payload took: what waits before it, the header
+    and the messages ahead, is no matter of the link.
+    """
+
+    def observe(self, source: int, target: int, num_bytes: int, seconds: float) -> None:
+        self.setdefault((source, target), LinkMeter()).observe(num_bytes, seconds)
+
+    def state_dict(self, node: int) -> list[dict[str, Any]]:
+        """Returns the meters of the links to ``node``."""
+        return [
+            {"source": source, "target": target, "meter": meter.state_dict()}
+            for (source, target), meter in sorted(self.items(), key=lambda item: item[0])
+            if target == node
+        ]
+
+    def load_state_dict(self, state: Iterable[Mapping[str, Any]]) -> None:
+        """Takes over the meters in ``state`` and leaves those of other links as they are."""
+        for entry in state:
+            meter = self[int(entry["source"]), int(entry["target"])] = LinkMeter()
+            meter.load_state_dict(entry["meter"])

@@ -6,7 +6,8 @@ One round, in the order "fresh":
     1. every G-Node sends every D-Node a batch of images of its own (attachment "all")
     2. D-Nodes take L local steps against them and their private images
     3. every H rounds D-Nodes gossip: through a relay at G-Node 0 (topology "hub", CHOCO both ways) or with
-       their neighbours in a graph; with block Adam the second moments travel along, a few floats
+       their neighbours in a graph; with block Adam the second moments travel along, a few floats; every 8
+       gossips all nodes ask each other whether a guard wants half the step
     4. every D-Node answers every G-Node with the gradient of its loss at the images; G-Nodes take one step
 """
 
@@ -27,7 +28,7 @@ from dance.gan.config import RunConfig
 from dance.gan.messages import Post, content
 from dance.gan.nodes import Batches, DNode, build_discriminator, build_generator, discriminator_net, under
 from dance.gan.optimizers import BlockAdam
-from dance.gossip import GossipNode, GossipOptions, HubNode, HubRelay
+from dance.gossip import AGREE_EVERY, GossipNode, GossipOptions, HubNode, HubRelay, default_step_size
 
 RELAY = 0
 _NONE = dance.codec("none")
@@ -66,13 +67,17 @@ class Acgan:
             self._build_gossip(config, first.theta)
 
     def _build_gossip(self, config: RunConfig, theta_0: Tensor) -> None:
-        step_size = "auto" if config.acgan.step_size is None else config.acgan.step_size
         graph = None if self.hub else topology.named(config.topology, config.d_nodes, seed=config.seed)
+        step_size: float | str = "auto" if config.acgan.step_size is None else config.acgan.step_size
         for position, node in enumerate(self.d_ids):
             if node not in self.discriminators:
                 continue
             # With auto the first packets are the smallest; the codec is set again before every packet.
-            codec = self.choices[node].expected("gossip") or "sign"
+            choice = self.choices[node]
+            codec = choice.expected("gossip") or "sign"
+            if step_size == "auto" and choice.expected("gossip") is None:
+                # Nodes may choose different codecs, and steps that differ would not preserve the mean.
+                step_size = min(default_step_size(each, graph) for each in choice.candidates["gossip"])
             options = GossipOptions(codec=codec, step_size=step_size, run_seed=config.seed)
             theta = self.discriminators[node].net.theta
             self.gossips[node] = (
@@ -95,6 +100,8 @@ class Acgan:
                 self._gossip_through_hub(round_index)
             else:
                 self._gossip_with_neighbours(round_index)
+            if (round_index + 1) // self.period % AGREE_EVERY == 0:
+                self._agree()
         else:
             for d in self.discriminators.values():
                 d.end_round()
@@ -177,6 +184,12 @@ class Acgan:
                     for peer, moment in moments.items():
                         mixed += moment * float(weights[self.d_ids.index(peer)])
                     self._solver(node).moment_in(mixed)
+
+    def _agree(self) -> None:
+        """All nodes halve their gossip's step if the guard of one asks for it."""
+        if self.exchange.any(any(gossip.alarm for gossip in self.gossips.values())):
+            for gossip in self.gossips.values():
+                gossip.halve()
 
     def _feedback(self, round_index: int, images: Mapping[tuple[int, int], Tensor]) -> None:
         """D-Node -> every G-Node: the gradient of its loss at the images; all G-Nodes step together."""

@@ -17,10 +17,9 @@ _PHASES = 4
 
 
 class Choice:
-    """The codecs of one node. With "auto" a policy for each kind and group of receivers.
+    """The codecs of one node. With "auto" a policy chooses for each kind and group of receivers.
 
-    A meter sits at the receiving end of a link. A sender therefore judges its way to a peer by the way back,
-    which is right for links with equal rates in both directions, and too hopeful for others.
+    It judges the way to a peer by the meter of the way back (dance.policy).
     """
 
     def __init__(self, config: RunConfig, exchange: Exchange, node: int, image_numel: int) -> None:
@@ -34,15 +33,14 @@ class Choice:
         self.used: dict[str, str] = {}
         self.exchange = exchange
         self.node = node
-        self._budget_s = config.round_ms / 1e3 / _PHASES
         per_image = f"sign:block={image_block(image_numel)}"
         # Least lossy first. Images bear no sign; gossip through a hub bears no 1 % top-k (it ends in NaN).
-        self._candidates = {
+        self.candidates = {
             "image": ("none", "fp16", "int8"),
             "feedback": ("none", "fp16", "int8", per_image),
             "gossip": ("none", "fp16", "int8", "sign"),
         }
-        self._policies: dict[str, Auto] = {}
+        self._policy = Auto(self.candidates, budget_s=config.round_ms / 1e3 / _PHASES)
 
     def expected(self, kind: str) -> Codec | None:
         """What a receiver may insist on; None where the sender chooses."""
@@ -54,21 +52,15 @@ class Choice:
         if codec is None:
             # A link without a meter yet is as good as an empty meter: the policy sends the smallest packet.
             links = [self.exchange.links.get((peer, self.node), LinkMeter()) for peer in peers]
-            send = Send(kind=kind, round=round_index, numel=numel, links=links, budget_s=self._budget_s)
-            codec = self._policy(kind, peers).choose(send)
+            target = ",".join(map(str, peers))
+            codec = self._policy.choose(
+                Send(kind=kind, target=target, round=round_index, numel=numel, links=links)
+            )
         self.used[kind] = str(codec)
         return codec
 
-    def _policy(self, kind: str, peers: Sequence[int]) -> Auto:
-        key = f"{kind} to {','.join(map(str, peers))}"
-        if key not in self._policies:
-            self._policies[key] = Auto(self._candidates[kind])
-        return self._policies[key]
-
     def state_dict(self) -> dict[str, Any]:
-        return {key: policy.state_dict() for key, policy in self._policies.items()}
+        return self._policy.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for key, policy_state in state.items():
-            self._policies[key] = Auto(self._candidates[key.split()[0]])
-            self._policies[key].load_state_dict(policy_state)
+        self._policy.load_state_dict(state)

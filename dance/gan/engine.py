@@ -284,6 +284,7 @@ class _Run:
                 row for row in traffic["rows"] if row[traffic["columns"].index("node")] == node
             ]
             head = {"seconds": self.seconds, "traffic": traffic, "algorithm": meta}
+            head["links"] = self.exchange.links.state_dict(node)
             if isinstance(self.exchange, SimulatedExchange):
                 head["clock"] = self.exchange.state_dict()
             checkpoint.save(folder, node, tensors, head, round=self.done, num_nodes=self.exchange.num_nodes)
@@ -299,6 +300,7 @@ class _Run:
             self.algorithm.restore(node, saved.tensors, saved.meta["algorithm"])
             traffic["columns"] = saved.meta["traffic"]["columns"]
             traffic["rows"] += saved.meta["traffic"]["rows"]
+            self.exchange.links.load_state_dict(saved.meta["links"])
             self.done, self.seconds = saved.round, saved.meta["seconds"]
             if isinstance(self.exchange, SimulatedExchange) and "clock" in saved.meta:
                 self.exchange.load_state_dict(saved.meta["clock"])

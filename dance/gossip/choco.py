@@ -11,10 +11,10 @@ import torch.distributed as dist
 
 from dance.codecs import Codec, Like
 from dance.exchange import ProcessGroupExchange
-from dance.gossip.node import GossipNode, GossipOptions
+from dance.gossip.node import GossipNode
+from dance.gossip.options import GossipOptions
+from dance.gossip.pace import AGREE_EVERY
 from dance.topology import Topology
-
-_AGREE_EVERY = 8  # rounds between two questions whether any node's guard has fired: one byte each way
 
 Parameters = Iterable[tuple[str, torch.Tensor]] | Mapping[str, torch.Tensor]
 
@@ -47,7 +47,7 @@ class ChocoGossip:
         options: GossipOptions | None = None,
     ) -> None:
         items = parameters.items() if isinstance(parameters, Mapping) else parameters
-        self._parameters = dict(sorted(items))
+        self._parameters = dict(sorted(items, key=lambda item: item[0]))
         if not self._parameters:
             raise ValueError("gossip: expected at least one parameter, got none")
         for name, parameter in self._parameters.items():
@@ -60,8 +60,9 @@ class ChocoGossip:
                 f"gossip: {topology} needs as many ranks, the group has {self.exchange.num_nodes}"
             )
         defaults = GossipOptions() if options is None else options
-        chosen = {**vars(defaults), "codec": codec, "step_size": step_size, "agree": True}
-        theta = torch.empty(sum(parameter.numel() for parameter in self._parameters.values()))
+        chosen = {**vars(defaults), "codec": codec, "step_size": step_size}
+        numel = sum(parameter.numel() for parameter in self._parameters.values())
+        theta = torch.empty(numel, dtype=torch.float32, device="cpu")  # whatever torch's defaults are
         self._views = self._split(theta)
         self._gather()
         reference = theta if _equal_everywhere(theta, group) else torch.zeros_like(theta)
@@ -93,7 +94,7 @@ class ChocoGossip:
         self._scatter()
         if (
             self._node.options.guard
-            and self._node.round % _AGREE_EVERY == 0
+            and self._node.round % AGREE_EVERY == 0
             and self.exchange.any(self._node.alarm)
         ):
             self._node.halve()

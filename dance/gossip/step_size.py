@@ -21,12 +21,11 @@ def default_step_size(codec: Like, topology: Topology | None = None) -> float:
     """Returns the step size that "auto" takes for ``codec`` on ``topology`` (None: through a hub).
 
     The values of a ring of 8, on other graphs times ((2/3) / max_i (1 - w_ii))^2 where that is below 1.
-    Scaling by the spectral gap, the first idea, is wrong both ways: at d = 1000 top-10 % diverges at 0.3 on
-    the complete graph (gap 1.0) and on the star (0.13) and not on a ring of 32 (0.01), where a step in
-    proportion to the gap would be 15 times too small. What a step may be depends on how much weight a node
-    gives away, not on how fast the graph mixes. At a hub all of it counts as given away (top-10 % diverges at
-    0.3 there too), but for sign, which is known to work at 0.5. Raises ValueError for a graph that never
-    agrees and for a codec of unknown contraction.
+    Scaling by the spectral gap, the first idea, is wrong: top-10 % diverges at 0.3 on the complete graph of 8
+    (gap 1) and on the star (1/8) and not on a ring of 32 (1/78: pytest tests/test_consensus.py -k spectral).
+    What a step may be depends on how much weight a node gives away, not on how fast the graph mixes. At a hub
+    all of it counts as given away, but for sign, which is known to work at 0.5. Raises ValueError for a graph
+    that never agrees and for a codec of unknown contraction.
     """
     c = to_codec(codec)
     contraction = c.contraction
