@@ -25,7 +25,7 @@ from dance.files import write_atomic
 # Part of the cache key: raise it whenever network or training change.
 _VERSION = 1
 _BATCH = 1000
-# A class counts as drawn from this share on (ac-gan.md's measure: classes over 2 %).
+# A class counts as drawn above this share of the images.
 _DRAWN_SHARE = 0.02
 
 
@@ -227,13 +227,14 @@ def _cached_network(
     known = _read(path, network)
     if known is not None:
         return network, known.accuracy
+    accuracy, trained = None, False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_suffix(".lock"))
         with lock.acquire(timeout=1800):
             known = _read(path, network)  # another process may have trained it meanwhile
             if known is None:
-                accuracy = _train(network, data, seed, on_training)
+                accuracy, trained = _train(network, data, seed, on_training), True
                 _write(path, network, accuracy)
                 return network, accuracy
             return network, known.accuracy
@@ -241,7 +242,7 @@ def _cached_network(
         warnings.warn(
             f"the classifier cannot be cached ({error}); set DANCE_CACHE to a writable folder", stacklevel=4
         )
-        return network, _train(network, data, seed, on_training)
+        return network, accuracy if trained else _train(network, data, seed, on_training)
 
 
 def _key(data: ImageData, seed: int) -> str:

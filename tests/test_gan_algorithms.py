@@ -104,6 +104,21 @@ def test_several_g_nodes_train_and_are_served_by_all_d_nodes() -> None:
     assert nodes.exchange.counts.of(1, "feedback").received_messages == 2 * 6
 
 
+@pytest.mark.parametrize("g_nodes", [1, 2])
+def test_generators_of_ac_gan_follow_autograd_through_themselves_and_all_discriminators(g_nodes: int) -> None:
+    config = replace(TINY, d_nodes=3, g_nodes=g_nodes, codec="none", g_optimizer="sgd", beta1=0.0)
+    nodes = Acgan(config, SimulatedExchange(config.num_nodes), parts(config))
+    references = {g_id: build_generator(config, SHAPE, g_id) for g_id in nodes.generators}
+    nodes.round(0)
+    for g_id, reference in references.items():
+        losses = [
+            softplus(-d.net.module(reference.net.module(reference._noise(0, d_id, 5)))).sum()
+            for d_id, d in nodes.discriminators.items()
+        ]
+        expected = gradient_of(sum(losses, torch.zeros(())) / (3 * 5), reference.net)
+        torch.testing.assert_close(nodes.generators[g_id].net.gradient, expected, rtol=1e-5, atol=1e-8)
+
+
 def packet(codec: str, numel: int) -> int:
     return dance.codec(codec).packet_nbytes(numel)
 
@@ -239,6 +254,31 @@ def test_md_gan_generator_gradient_is_autograd_through_joined_g_and_d() -> None:
     losses = [softplus(-nodes.local[1 + n].net.module(batches[n % 2])).sum() for n in range(3)]
     expected = gradient_of(sum(losses, torch.zeros(())) / (3 * 5), reference.net)
     torch.testing.assert_close(nodes.server.net.gradient, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_md_gan_discriminators_train_against_the_batch_after_the_one_they_answer_for() -> None:
+    config = replace(TINY, algorithm="md-gan", d_nodes=3, r1=0.0, beta1=0.0)
+    config = replace(config, mdgan=MdganConfig(d_optimizer="sgd"))
+    nodes = Mdgan(config, SimulatedExchange(4), parts(config))
+    assert nodes.server is not None
+    theta_0 = nodes.local[1].net.theta.clone()
+    batches = [nodes.server.net.module(nodes.server._noise(0, batch, 5)).detach() for batch in range(2)]
+    reference = Mdgan(config, SimulatedExchange(4), parts(config)).local[1].net
+    nodes.round(0)
+    for n in range(3):
+        d = nodes.local[1 + n]
+        reals, fakes = d.batches.batch(0), batches[(n + 1) % 2]
+        loss = softplus(-reference.module(reals)).mean() + softplus(reference.module(fakes)).mean()
+        expected = theta_0 - config.d_learning_rate * gradient_of(loss, reference)
+        torch.testing.assert_close(d.net.theta, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_what_one_node_sends_to_several_is_rounded_independently() -> None:
+    nodes = Mdgan(replace(TINY, algorithm="md-gan"), SimulatedExchange(3), parts(TINY))
+    first, second = (
+        nodes.post.message(torch.ones(4), dance.codec("int8"), 0, target, "image", 0) for target in (1, 2)
+    )
+    assert first.packet.seed != second.packet.seed
 
 
 def test_bytes_of_md_gan_are_those_of_its_messages() -> None:

@@ -33,6 +33,8 @@ from dance.gan.config import codec_text, image_block, validate
         ({"rounds": 0}, ["rounds", "0"]),
         ({"batch_size": 0}, ["batch_size", "0"]),
         ({"d_learning_rate": -1.0}, ["d_learning_rate", "-1.0", "0.001"]),
+        ({"g_learning_rate": float("inf")}, ["g_learning_rate", "inf", "0.001"]),
+        ({"evaluate_images": 1}, ["evaluate_images", "1", "--evaluate-images 2"]),
         ({"ema": 1.0}, ["ema", "1.0"]),
         ({"beta1": 1.5}, ["beta1", "1.5"]),
         ({"links": "10mbit"}, ["links", "10mbit", "--simulate"]),
@@ -83,6 +85,8 @@ def test_a_config_survives_json() -> None:
     assert RunConfig.from_json(config.to_json()) == config
     with pytest.raises(ValueError, match="colour"):
         RunConfig.from_json({"colour": 1})
+    with pytest.raises(ValueError, match="d_widths is 5"):
+        RunConfig.from_json({"d_widths": 5})
 
 
 @pytest.mark.parametrize(

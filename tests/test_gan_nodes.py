@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -68,6 +70,23 @@ def test_r1_is_half_the_squared_gradient_of_a_linear_discriminator() -> None:
     weight = linear[1].weight
     assert isinstance(weight, Tensor)
     torch.testing.assert_close(r1_penalty(linear, images()), weight.square().sum() / 2)
+
+
+def test_r1_is_applied_every_so_many_rounds_times_so_many() -> None:
+    """The local step's gradient, round by round, against autograd with the weight r1 * r1_every or none."""
+    d = build_discriminator(replace(CONFIG, r1_every=4), "sgd", batches())
+    fakes = images(4).flip(0)
+    for r in range(6):
+        reals = d.batches.batch(r)
+        loss = softplus(-d.net.module(reals)).mean() + softplus(d.net.module(fakes)).mean()
+        if r % 4 == 0:
+            loss = loss + 0.5 * 4 * r1_penalty(d.net.module, reals)
+        parameters = [parameter for _, parameter in sorted(d.net.module.named_parameters())]
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+        expected = torch.cat([g.reshape(-1) for g in grads if g is not None])
+        assert len(expected) == len(d.net.theta)
+        d.local_update(r, fakes)
+        torch.testing.assert_close(d.net.gradient, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_feedback_is_autograd_through_joined_g_and_d() -> None:

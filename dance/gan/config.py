@@ -183,6 +183,8 @@ class RunConfig:
                     raise ValueError(f"config: bad group {name!r}: {error}") from None
         for name in ("g_widths", "d_widths"):
             if name in given:
+                if not isinstance(given[name], (list, tuple)):
+                    raise ValueError(f"config: {name} is {given[name]!r}; expected a list of widths")
                 given[name] = tuple(given[name])
         return cls(**given)
 
@@ -205,11 +207,11 @@ def validate(config: RunConfig) -> None:
         "local_steps",
         "r1_every",
         "latent",
-        "evaluate_images",
         "threads",
     )
     for name in counts:
         _at_least(name, getattr(config, name), 1)
+    _at_least("evaluate_images", config.evaluate_images, 2)  # one has no covariance
     for name in ("evaluate_every", "checkpoint_every", "seed"):
         _at_least(name, getattr(config, name), 0)
     _at_least("acgan.period", config.acgan.period, 1)
@@ -222,7 +224,7 @@ def validate(config: RunConfig) -> None:
     if config.mdgan.batches is not None:
         _at_least("mdgan.batches", config.mdgan.batches, 1)
     for name in ("d_learning_rate", "g_learning_rate"):
-        if not getattr(config, name) > 0:
+        if not 0 < getattr(config, name) < float("inf"):
             raise ValueError(f"{name}: {getattr(config, name)} must be positive, for example 0.001")
     for name in ("beta1", "beta2", "ema"):
         if not 0 <= getattr(config, name) < 1:
@@ -298,7 +300,7 @@ def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
-        flag = name.replace("_", "-").replace("acgan.", "acgan.")
+        flag = name.replace("_", "-")
         raise ValueError(f"{name}: {value} must be at least {least}; for example --{flag} {max(least, 1)}")
 
 

@@ -26,8 +26,6 @@ SERVER = 0
 class Flgan:
     """The server is node 0, worker n is node 1 + n and holds a G-Node and a D-Node of that id."""
 
-    kinds = ("model",)
-
     def __init__(self, config: RunConfig, exchange: Exchange, parts: Sequence[Tensor]) -> None:
         self.exchange = exchange
         self.post = Post(exchange=exchange, seed=config.seed)
@@ -60,10 +58,12 @@ class Flgan:
 
     def _average(self, round_index: int) -> None:
         # Up: every worker's model, (w, theta) as one packet.
-        outbox = [
-            self.post.message(model_of(g, d), self.codec, node, SERVER, "model", round_index)
-            for node, (g, d) in self.local.items()
-        ]
+        outbox = []
+        for node, (g, d) in self.local.items():
+            with self.post.computing(node):
+                outbox.append(
+                    self.post.message(model_of(g, d), self.codec, node, SERVER, "model", round_index)
+                )
         arrived = self.exchange.deliver(outbox, self._expected([(node, SERVER) for node in self.workers]))
         # Down: their average; the server keeps what the workers will decode.
         outbox = []

@@ -34,8 +34,6 @@ def swap_pairs(seed: int, round_index: int, nodes: Sequence[int]) -> list[tuple[
 class Mdgan:
     """The server is node 0, worker n is node 1 + n."""
 
-    kinds = ("image", "feedback", "model")
-
     def __init__(self, config: RunConfig, exchange: Exchange, parts: Sequence[Tensor]) -> None:
         self.exchange = exchange
         self.post = Post(exchange=exchange, seed=config.seed)

@@ -25,7 +25,7 @@ class Post:
     seed: int
 
     def packet(self, tensor: Tensor, codec: Codec, source: int, kind: str, round_index: int) -> Packet:
-        """`tensor` as a packet of this round, with a seed that no other packet of the run has."""
+        """`tensor` as the one packet of its kind that `source` sends this round, to one target or several."""
         seed = derive_seed(self.seed, round_index, source, kind, "packet")
         return stamped(dance.encode(tensor, codec, seed=seed), source, round_index)
 
@@ -33,7 +33,9 @@ class Post:
         self, tensor: Tensor, codec: Codec, source: int, target: int, kind: str, round_index: int
     ) -> Message:
         """`tensor` as a message; not to be changed before it is delivered."""
-        packet = self.packet(tensor, codec, source, kind, round_index)
+        # The target is part of the key: what one node sends to several is rounded independently.
+        seed = derive_seed(self.seed, round_index, source, f"{kind}.{target}", "packet")
+        packet = stamped(dance.encode(tensor, codec, seed=seed), source, round_index)
         return Message(source=source, target=target, kind=kind, packet=packet)
 
     @contextmanager

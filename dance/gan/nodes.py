@@ -5,6 +5,7 @@ Noise and batches are functions of (run seed, round, node), so a node has no ran
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -53,15 +54,12 @@ class GNode:
         self._keys: list[int] = []
         self._output: Tensor | None = None
 
-    def generate(
-        self, round_index: int, keys: Sequence[int], batch_size: int | None = None
-    ) -> dict[int, Tensor]:
+    def generate(self, round_index: int, keys: Sequence[int]) -> dict[int, Tensor]:
         """A batch of images for each key (a D-Node, or a batch's number); remembers how they came about."""
-        size = batch_size or self.batch_size
-        noise = torch.cat([self._noise(round_index, key, size) for key in keys])
+        noise = torch.cat([self._noise(round_index, key, self.batch_size) for key in keys])
         self._keys = list(keys)
         self._output = self.net.module(noise)
-        return dict(zip(keys, torch.split(self._output.detach(), size), strict=True))
+        return dict(zip(keys, torch.split(self._output.detach(), self.batch_size), strict=True))
 
     def absorb(self, feedback: Mapping[int, Tensor], num_images: int) -> None:
         """One step along the feedback: each key's gradient of the loss at its images; `num_images` in all."""
@@ -116,8 +114,9 @@ class DNode:
         self.local_steps = config.local_steps
         self.r1 = config.r1
         self.r1_every = config.r1_every
-        self.d_loss = 0.0
-        self.g_loss = 0.0
+        # Of the last step; unknown, and null in the report, until there was one.
+        self.d_loss = math.nan
+        self.g_loss = math.nan
 
     def local_update(self, round_index: int, fakes: Tensor) -> None:
         """The round's local steps: real batches of its own against the same `fakes` (n, c, h, w)."""

@@ -27,8 +27,6 @@ REPORT = "report"
 class Algorithm(Protocol):
     """What the engine needs from an algorithm; `node` is always one that lives in this process."""
 
-    kinds: tuple[str, ...]
-
     def round(self, round_index: int) -> None: ...
 
     def sample(self, num_images: int, *, raw: bool = False) -> Tensor: ...

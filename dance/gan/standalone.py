@@ -27,8 +27,6 @@ def local_round(g: GNode, d: DNode, round_index: int) -> None:
 class Standalone:
     """G with node id 0 and D with node id 1, as a G-Node and its only D-Node have; both live on node 0."""
 
-    kinds: tuple[str, ...] = ()
-
     def __init__(self, config: RunConfig, exchange: Exchange, parts: Sequence[Tensor]) -> None:
         config = dataclasses.replace(config, batch_size=config.batch_size * config.d_nodes)
         (images,) = parts
