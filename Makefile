@@ -17,6 +17,7 @@ help:  ## list the commands
 .venv/installed: $(NATIVE)
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) torch==2.13.0 scikit-build-core pybind11 cmake ninja
+	@echo "building dance: a minute or two"
 	$(PIP) --no-build-isolation -e '.[gan,dev]'
 	@touch $@
 

@@ -9,6 +9,8 @@ root=$PWD
 python=${PYTHON:-python3}
 needs=(scikit-build-core pybind11 cmake ninja pytest hypothesis tyro rich)
 
+"$python" -c 'import numpy' 2>/dev/null || needs+=(numpy)
+
 if [ "${1:-}" = prepare ]; then
   "$python" -m pip download --quiet --only-binary=:all: --implementation cp --python-version "${PYTHON_VERSION:-3.12}" \
     --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
@@ -31,6 +33,8 @@ offline=()
 if compgen -G "wheels/*.whl" >/dev/null; then
   "$python" -m pip install --quiet --no-index --find-links wheels --target "$work/tools" "${needs[@]}"
   offline=(--no-index --no-build-isolation)
+else
+  "$python" -m pip install --quiet --target "$work/tools" "${needs[@]}"
 fi
 "$python" -m pip install --quiet --no-deps "${offline[@]}" --target "$work/dance" . --config-settings build-dir="$work/native" \
   --config-settings cmake.define.DANCE_CUDA="$cuda" --config-settings cmake.define.DANCE_CUDA_ARCHITECTURES="$architectures"

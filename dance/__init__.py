@@ -56,6 +56,8 @@ __all__ = [
 
 _LAZY = {"ChocoGossip": "gossip"}  # the submodule that holds it
 
+_ROOMS = ("bandwidth", "exchange", "gan", "gossip", "policy", "topology")  # imported when first named
+
 
 def __getattr__(name: str) -> Any:
     """Imports a submodule, or what is re-exported from one, when it is first named."""
@@ -77,4 +79,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_LAZY])
+    return sorted({*__all__, *_LAZY, *_ROOMS})

@@ -39,6 +39,8 @@ class ErrorFeedback:
         ``key`` names a parameter; None is the one unnamed slot. ValueError when the key has held another
         shape.
         """
+        if key is not None and not isinstance(key, str):
+            raise ValueError(f"ErrorFeedback: expected a text or None as key, got {type(key).__name__}")
         residual = self._residuals.get(key)
         if residual is None:
             kind = kind_of(x, "ErrorFeedback")

@@ -358,6 +358,8 @@ def decode(p: Packet, *, out: Any = None, add: bool = False, weight: float = 1.0
     what it holds. A payload on the CPU is validated first: FrameError leaves ``out`` untouched. On CUDA it is
     trusted, but its indices are bounds-checked.
     """
+    if not isinstance(p, Packet):
+        raise ValueError(f"decode: expected a Packet, got {type(p).__name__}; see Packet.from_bytes")
     c = p.codec
     address, num_bytes, device, _ = p._memory
     if not abs(weight) <= _FLT_MAX:

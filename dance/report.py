@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 # What a run writes besides config.json, which a starting process may be reading.
-_FILES = ("metrics.jsonl", "summary.json", "samples.png", "curves.png", "checkpoints")
+_FILES = ("config.json", "metrics.jsonl", "summary.json", "samples.png", "curves.png", "checkpoints")
 
 
 class RunWriter:
@@ -37,6 +37,7 @@ class RunWriter:
                 raise UnavailableError(f"the pictures of a run need {package}; pip install 'dance-gan[gan]'")
         self.out = Path(out)
         self._metrics = self.out / "metrics.jsonl"
+        self.set_aside: Path | None = None  # where an earlier run's results went, if there were any
         with writing(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
             if resume_round is None:
@@ -80,7 +81,7 @@ class RunWriter:
 
     def _set_aside(self) -> None:
         old = [self.out / name for name in _FILES if (self.out / name).exists()]
-        if not old:
+        if not any(path.name != "config.json" for path in old):
             return
         number = 1
         while (self.out / f"previous-{number}").exists():
@@ -89,6 +90,7 @@ class RunWriter:
         folder.mkdir()
         for path in old:
             path.rename(folder / path.name)
+        self.set_aside = folder
 
     def _drop_after(self, last_round: int) -> None:
         if self._metrics.exists():
@@ -144,8 +146,9 @@ class Progress:
 
     with Progress(2000) as progress: progress.update(done, g_loss=..., d_loss=..., score=..., bytes_sent=...)
 
-    A field keeps its last value until another comes. Known fields: g_loss, d_loss, score, fid, bytes_sent,
-    raw_bytes, link_rate_mbps (a number, or a mapping: the slowest is shown), codecs (a text, or a mapping).
+    A field keeps its last value on the live line until another comes; plain lines show it once. Known
+    fields: g_loss, d_loss, score, fid, bytes_sent, raw_bytes, link_rate_mbps (a number, or a mapping: the
+    slowest is shown), codecs (a text, or a mapping).
     """
 
     def __init__(
@@ -159,6 +162,7 @@ class Progress:
         self._console = Console(stderr=False, highlight=False, soft_wrap=True)
         self._live = show and (self._console.is_terminal if terminal is None else terminal)
         self._fields: dict[str, Any] = {}
+        self._news = False  # whether a field has come since the last plain line
         self._bar: Any = None
         self._task: Any = None
         self._began = self._printed_at = 0.0
@@ -195,7 +199,9 @@ class Progress:
     def update(self, done: int, **fields: Any) -> None:
         """Say that `done` rounds are done; None leaves a field as it is."""
         self._done = done
-        self._fields.update({name: value for name, value in fields.items() if value is not None})
+        fresh = {name: value for name, value in fields.items() if value is not None}
+        self._fields.update(fresh)
+        self._news = self._news or bool(fresh)
         if self._bar is not None:
             self._bar.update(self._task, completed=done, text=self.text())
         elif self._show:
@@ -225,7 +231,7 @@ class Progress:
             parts.append(f"sent {megabytes(fields['bytes_sent'])}" + (f" of {megabytes(raw)}" if raw else ""))
         rate = _slowest(fields.get("link_rate_mbps"))
         if rate is not None and rate < _FASTEST_MBPS:
-            parts.append(f"link {rate:.3g} Mbit/s")
+            parts.append(f"slowest link {rate:.3g} Mbit/s")
         used = fields.get("codecs")
         if used and codecs:
             named = used.items() if isinstance(used, Mapping) else [("codec", used)]
@@ -237,7 +243,8 @@ class Progress:
         speed = rounds / max(1e-9, time.monotonic() - self._began)
         left = (self._total - self._done) / speed if speed > 0 else 0.0
         head = f"{self._title + ' ' if self._title else ''}round {self._done}/{self._total}"
-        text = self.text(codecs=self._fields.get("codecs") != self._printed_codecs)
+        text = self.text(codecs=self._fields.get("codecs") != self._printed_codecs) if self._news else ""
+        self._news = False
         print(f"{head}  {speed:.1f} rounds/s  {left:.0f} s left  {text}".rstrip(), flush=True)
         self._printed_codecs = self._fields.get("codecs")
         self._printed, self._printed_at = self._done, time.monotonic()

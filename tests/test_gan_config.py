@@ -77,7 +77,8 @@ def test_a_world_of_another_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ValueError, match=r"3 processes.*needs 5.*--nproc-per-node 5"):
         validate(RunConfig())
     validate(RunConfig(d_nodes=2))
-    validate(RunConfig(simulate=True))
+    with pytest.raises(ValueError, match=r"simulate.*torchrun started 3"):
+        validate(RunConfig(simulate=True))
 
 
 def test_a_config_survives_json() -> None:

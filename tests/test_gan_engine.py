@@ -116,6 +116,30 @@ def test_a_resumed_ring_and_a_resumed_folder_elsewhere(tmp_path: Path) -> None:
     assert_equal_states(tmp_path / "whole", tmp_path / "second", 4)
 
 
+def test_a_moved_run_goes_on_where_it_is_now(tmp_path: Path) -> None:
+    run(replace(TINY, out=str(tmp_path / "before"), rounds=2))
+    (tmp_path / "before").rename(tmp_path / "after")
+    assert run(RunConfig(resume=str(tmp_path / "after"), rounds=4)).folder == tmp_path / "after"
+    assert json.loads((tmp_path / "after" / "summary.json").read_text())["rounds"] == 4
+    assert not (tmp_path / "before").exists()
+
+
+def test_a_run_resumed_at_its_end_writes_the_same_files(tmp_path: Path) -> None:
+    run(replace(TINY, out=str(tmp_path), rounds=2))
+    before = {
+        name: (tmp_path / name).read_bytes() for name in ("metrics.jsonl", "summary.json", "samples.png")
+    }
+    run(RunConfig(resume=str(tmp_path), rounds=2))
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
+def test_a_damaged_config_is_named(tmp_path: Path) -> None:
+    run(replace(TINY, out=str(tmp_path), rounds=2))
+    (tmp_path / "config.json").write_text('{"rounds": ')
+    with pytest.raises(DanceError, match=r"config.json is damaged"):
+        run(RunConfig(resume=str(tmp_path)))
+
+
 def test_a_resumed_run_refuses_what_it_cannot_change(tmp_path: Path) -> None:
     run(replace(TINY, out=str(tmp_path), rounds=2))
     with pytest.raises(ValueError, match=r"seed is 0 .*got 5"):
@@ -145,7 +169,7 @@ def test_a_resumed_auto_run_still_knows_its_links(tmp_path: Path) -> None:
 def _train_here(rank: int, port: int, folder: str) -> None:
     variables = {
         "RANK": rank,
-        "WORLD_SIZE": 3,
+        "WORLD_SIZE": 4,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
         "LOCAL_RANK": rank,
@@ -156,24 +180,24 @@ def _train_here(rank: int, port: int, folder: str) -> None:
 
 
 def _real_and_simulated() -> list[tuple[str, RunConfig]]:
-    ring = replace(TINY, topology="ring", gossip_codec="int8")
+    three = replace(TINY, d_nodes=3)
     return [
-        ("ac-gan", replace(TINY, rounds=20)),
-        ("ring", ring),
-        ("two-g", replace(TINY, g_nodes=2, d_nodes=1)),
-        ("md-gan", replace(TINY, algorithm="md-gan", rounds=9)),
-        ("fl-gan", replace(TINY, algorithm="fl-gan", rounds=9)),
+        ("ac-gan", replace(three, rounds=20)),
+        ("ring", replace(three, topology="ring", gossip_codec="int8")),
+        ("two-g", replace(TINY, g_nodes=2, d_nodes=2)),
+        ("md-gan", replace(three, algorithm="md-gan", rounds=9)),
+        ("fl-gan", replace(three, algorithm="fl-gan", rounds=9)),
     ]
 
 
 def test_simulated_nodes_equal_real_processes_bit_for_bit(tmp_path: Path) -> None:
-    """Every algorithm in three gloo processes, as torchrun starts them, and in this one."""
+    """Every algorithm in four gloo processes, as torchrun starts them, and in this one."""
     for name, config in _real_and_simulated():
         run(replace(config, out=str(tmp_path / f"simulated-{name}")))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_train_here, args=(port, str(tmp_path)), nprocs=3)
+    mp.spawn(_train_here, args=(port, str(tmp_path)), nprocs=4)
     for name, config in _real_and_simulated():
         real, simulated = tmp_path / f"real-{name}", tmp_path / f"simulated-{name}"
         assert_equal_states(real, simulated, config.num_nodes)

@@ -37,8 +37,6 @@ _NONE = dance.codec("none")
 class Acgan:
     """G-Nodes are 0..M-1, D-Nodes M..M+N-1; `generators` and `discriminators` hold those of this process."""
 
-    kinds = ("image", "feedback", "gossip", "moment")
-
     def __init__(self, config: RunConfig, exchange: Exchange, parts: Sequence[Tensor]) -> None:
         self.exchange = exchange
         self.post = Post(exchange=exchange, seed=config.seed)
@@ -69,15 +67,15 @@ class Acgan:
     def _build_gossip(self, config: RunConfig, theta_0: Tensor) -> None:
         graph = None if self.hub else topology.named(config.topology, config.d_nodes, seed=config.seed)
         step_size: float | str = "auto" if config.acgan.step_size is None else config.acgan.step_size
+        choice = next(iter(self.choices.values()))
+        if step_size == "auto" and choice.expected("gossip") is None:
+            # Nodes may choose different codecs, and steps that differ would not preserve the mean.
+            step_size = min(default_step_size(each, graph) for each in choice.candidates["gossip"])
         for position, node in enumerate(self.d_ids):
             if node not in self.discriminators:
                 continue
             # With auto the first packets are the smallest; the codec is set again before every packet.
-            choice = self.choices[node]
-            codec = choice.expected("gossip") or "sign"
-            if step_size == "auto" and choice.expected("gossip") is None:
-                # Nodes may choose different codecs, and steps that differ would not preserve the mean.
-                step_size = min(default_step_size(each, graph) for each in choice.candidates["gossip"])
+            codec = self.choices[node].expected("gossip") or "sign"
             options = GossipOptions(codec=codec, step_size=step_size, run_seed=config.seed)
             theta = self.discriminators[node].net.theta
             self.gossips[node] = (

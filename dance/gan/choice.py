@@ -60,7 +60,8 @@ class Choice:
         return codec
 
     def state_dict(self) -> dict[str, Any]:
-        return self._policy.state_dict()
+        return {"policy": self._policy.state_dict(), "used": dict(self.used)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._policy.load_state_dict(state)
+        self._policy.load_state_dict(state["policy"])
+        self.used = dict(state["used"])

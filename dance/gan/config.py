@@ -58,7 +58,7 @@ class FlganConfig:
     """What only fl-gan has (federated averaging of whole GANs)."""
 
     epochs: int = 1
-    """Local epochs between two averages (E)."""
+    """Local epochs between two averages (E); what is evaluated is the last average."""
     d_optimizer: Optimizer = "adam"
     """Optimizer of the workers' discriminators; its state stays at the worker."""
     codec: str = "none"
@@ -78,7 +78,7 @@ class RunConfig:
     d_nodes: int = 4
     """Discriminator nodes, each with a private part of the data; standalone multiplies its batch by it."""
     g_nodes: int = 1
-    """Generator nodes (more than one: ac-gan only)."""
+    """Generator nodes (more than one: ac-gan only; the first is the one that is evaluated)."""
     layout: str = "model-parallel"
     """Where G and D live: model-parallel (on different nodes)."""
     topology: str = "hub"
@@ -305,7 +305,7 @@ def _at_least(name: str, value: int, least: int) -> None:
 
 
 def _check_topology(config: RunConfig) -> None:
-    if config.topology == "hub":
+    if config.topology == "hub" or config.algorithm != "ac-gan":
         return
     try:
         graph = topology.named(config.topology, config.d_nodes, seed=config.seed)
@@ -342,9 +342,16 @@ def _check_codecs(config: RunConfig) -> None:
 
 
 def _check_world_size(config: RunConfig) -> None:
-    if not under_torchrun() or config.simulate:
+    if not under_torchrun():
         return
     world = int(os.environ["WORLD_SIZE"])
+    if config.simulate:
+        if world > 1:
+            raise ValueError(
+                f"simulate: all nodes live in one process, but torchrun started {world}; "
+                "run `dance train --simulate` without torchrun, or drop --simulate"
+            )
+        return
     if world != config.num_nodes:
         raise ValueError(
             f"world size: torchrun started {world} processes, but {config.algorithm} with "

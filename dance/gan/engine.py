@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ from dance.gan.standalone import Standalone
 from dance.launch import launch
 from dance.metrics import Evaluator
 from dance.partition import partition
-from dance.report import Progress, RunWriter
+from dance.report import Progress, RunWriter, read_metrics
 
 # All nodes ask each other for Ctrl-C only so often: the question costs a message a node.
 STOP_EVERY = 10
@@ -95,16 +96,20 @@ def run(config: RunConfig) -> Result:
 
 
 def resumed(config: RunConfig) -> RunConfig:
-    """The config of the run that is resumed; rounds, simulate, where and when it writes may change.
+    """The config of the run that is resumed, in its folder unless `out` says otherwise.
 
-    A field at its default counts as not given, `rounds` only while the run has not done all of its own.
+    Rounds and when the run evaluates and saves may change. A field at its default counts as not given,
+    `rounds` only while the run has not done all of its own; hence `simulate` can be switched on, not off.
     Raises ValueError for another field that is given with another value than the run began with.
     """
     folder = Path(config.resume or "")
     file = folder / "config.json"
     if not file.is_file():
         raise DanceError(f"resume: no {file}; give the folder of a run, the one that holds config.json")
-    saved = RunConfig.from_json(json.loads(file.read_text()))
+    try:
+        saved = RunConfig.from_json(json.loads(file.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DanceError(f"resume: {file} is damaged ({error}); start a new run without --resume") from None
     free = {
         "rounds",
         "out",
@@ -129,6 +134,7 @@ def resumed(config: RunConfig) -> RunConfig:
                 "drop that flag, or start a new run without --resume"
             )
         changes[f.name] = given
+    changes["out"] = config.out or config.resume  # also where the folder was moved since
     return dataclasses.replace(saved, **changes)
 
 
@@ -154,12 +160,15 @@ def _in_processes(config: RunConfig) -> Result:
         folder = checkpoint.find(Path(config.resume))
         for node in range(config.num_nodes):
             checkpoint.load(folder, node)
-    request, file = config.folder / "config.json", config.folder / "summary.json"
+    file = config.folder / "summary.json"
     with writing(config.folder):
         config.folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(request, json.dumps(config.to_json(), indent=2).encode())
     before = file.stat().st_mtime_ns if file.exists() else None
-    interrupted = launch("dance.gan", [str(request)], num_processes=config.num_nodes, threads=config.threads)
+    with tempfile.TemporaryDirectory(prefix="dance-") as folder_of_request:
+        request = Path(folder_of_request) / "config.json"
+        write_atomic(request, json.dumps(config.to_json()).encode())
+        count = config.num_nodes
+        interrupted = launch("dance.gan", [str(request)], num_processes=count, threads=config.threads)
     if not file.exists() or file.stat().st_mtime_ns == before:  # stopped before the first round
         return Result(folder=config.folder, rounds=0, interrupted=True)
     summary = json.loads(file.read_text(encoding="utf-8"))
@@ -235,6 +244,10 @@ class _Run:
             self.evaluator = Evaluator(data, seed=0, num_images=config.evaluate_images, on_training=print)
             resume_round = self.done if config.resume is not None else None
             self.writer = RunWriter(config.folder, config.to_json(), resume_round=resume_round)
+            if self.writer.set_aside is not None:
+                print(f"the earlier run in {config.folder} is now in {self.writer.set_aside}", flush=True)
+            if config.resume is not None:
+                print(f"resuming {config.resume} after round {self.done}, until {config.rounds}", flush=True)
 
     def train(self, stop: threading.Event) -> Result:
         config, interrupted = self.config, False
@@ -255,18 +268,25 @@ class _Run:
                 fresh = self.last if self.last.get("round") == self.done else {}
                 progress.update(self.done, **{name: fresh.get(name) for name in _SHOWN})
         if not self.last:  # resumed at its end: nothing was trained, but the files are written again
-            self._evaluate()
+            self._evaluate(again=True)
         self._finish(interrupted)
         # Nobody leaves before node 0 has written: torchrun takes an early end for a failure of the others.
         self.exchange.any(False)
         summary = self.last if self.writer is not None else {}
         return Result(folder=config.folder, rounds=self.done, interrupted=interrupted, summary=summary)
 
-    def _evaluate(self) -> None:
-        """Collect the nodes' rows; at node 0 draw and score images. Its cost is in no byte and no second."""
+    def _evaluate(self, *, again: bool = False) -> None:
+        """Collect the nodes' rows; at node 0 draw and score images. Its cost is in no byte and no second.
+
+        With `again` a line that the run has already written for this round is taken as it is.
+        """
         rows = gathered(self.exchange, self.algorithm, self.post, self.done)
         self.last = {"round": self.done}
         if self.writer is None:
+            return
+        written = read_metrics(self.config.folder / "metrics.jsonl") if again else []
+        if written and written[-1]["round"] == self.done:
+            self.last = written[-1]
             return
         evaluation = self.evaluator.evaluate(_drawn_from(self.algorithm.sample(self.config.evaluate_images)))
         self.last = line(rows, self.config, evaluation)

@@ -6,6 +6,7 @@ back to all; the states of the optimizers stay at the workers. The server's gene
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from dance.gan.nodes import Batches, DNode, GNode, build_discriminator, build_ge
 from dance.gan.standalone import local_round
 
 SERVER = 0
+_LOG = logging.getLogger("dance.gan")
 
 
 class Flgan:
@@ -39,6 +41,13 @@ class Flgan:
         self.period = config.flgan.epochs * epoch
         self.server: GNode | None = None
         if SERVER in exchange.nodes:
+            if config.rounds < self.period:
+                _LOG.warning(
+                    "fl-gan: %d rounds are less than the %d between two averages, so the generator that is "
+                    "evaluated is never trained; take more --rounds",
+                    config.rounds,
+                    self.period,
+                )
             self.server = build_generator(config, shape, SERVER)
         self.local: dict[int, tuple[GNode, DNode]] = {}
         for node, part in zip(self.workers, parts, strict=True):
@@ -64,13 +73,17 @@ class Flgan:
                 outbox.append(
                     self.post.message(model_of(g, d), self.codec, node, SERVER, "model", round_index)
                 )
-        arrived = self.exchange.deliver(outbox, self._expected([(node, SERVER) for node in self.workers]))
+        arrived = self.exchange.deliver(
+            outbox, self._expected([(node, SERVER) for node in self.workers], round_index)
+        )
         # Down: their average; the server keeps what the workers will decode.
         outbox = []
         if self.server is not None:
             with self.post.computing(SERVER):
                 outbox = self._mean(arrived, round_index)
-        arrived = self.exchange.deliver(outbox, self._expected([(SERVER, node) for node in self.workers]))
+        arrived = self.exchange.deliver(
+            outbox, self._expected([(SERVER, node) for node in self.workers], round_index)
+        )
         for message in arrived:
             g, d = self.local[message.target]
             w, theta = torch.split(content(message.packet), self.sizes)
@@ -89,9 +102,16 @@ class Flgan:
         self.server.ema.update(w, self.period)
         return [Message(source=SERVER, target=node, kind="model", packet=packet) for node in self.workers]
 
-    def _expected(self, edges: Sequence[tuple[int, int]]) -> list[Expected]:
+    def _expected(self, edges: Sequence[tuple[int, int]], round_index: int) -> list[Expected]:
         return [
-            Expected(source=source, target=target, kind="model", shape=(self.numel,), codec=self.codec)
+            Expected(
+                source=source,
+                target=target,
+                kind="model",
+                shape=(self.numel,),
+                codec=self.codec,
+                round=round_index,
+            )
             for source, target in edges
             if target in self.exchange.nodes
         ]

@@ -141,7 +141,12 @@ class Mdgan:
                     shape = tuple(self.local[target].net.theta.shape)
                     expected.append(
                         Expected(
-                            source=source, target=target, kind="model", shape=shape, codec=self.swap_codec
+                            source=source,
+                            target=target,
+                            kind="model",
+                            shape=shape,
+                            codec=self.swap_codec,
+                            round=round_index,
                         )
                     )
         # Every theta is decoded before the first is overwritten: a simulated packet may still point into one.

@@ -51,7 +51,8 @@ class Discriminator(nn.Module):
 class FlatModule:
     """A module whose parameters and gradients are views into two flat float32 vectors, in name order.
 
-    `theta` and `gradient` may be changed in place at any time; never rebind them.
+    `theta` and `gradient` may be changed in place, but not between a forward pass and its `backward`, which
+    would not notice; never rebind them.
     """
 
     def __init__(self, module: nn.Module) -> None:

@@ -121,6 +121,7 @@ def line(rows: Sequence[Mapping[str, Any]], config: RunConfig, evaluation: Evalu
         "score": evaluation.score,
         "fid": evaluation.fid,
         "class_histogram": evaluation.class_histogram,
+        "entropy": evaluation.entropy,
         "num_images": evaluation.num_images,
         "num_real": evaluation.num_real,
     }
