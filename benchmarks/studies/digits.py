@@ -1,4 +1,4 @@
-"""Does one-bit gossip cost quality? Digits, four D-Nodes, three seeds: standalone, AC-GAN, AC-GAN uncompressed.
+"""Does one-bit gossip cost quality? Digits, four D-Nodes, three seeds: standalone, and AC-GAN with sign or none.
 
     python benchmarks/studies/digits.py      about 8 minutes on 2 cores; runs that are done are kept
 
