@@ -1,4 +1,4 @@
-"""Does one-bit gossip cost quality? Digits, four D-Nodes, three seeds: standalone, and AC-GAN with sign or none.
+"""Does one-bit gossip cost quality? Digits, four D-Nodes, three seeds: standalone and two AC-GANs.
 
     python benchmarks/studies/digits.py      about 8 minutes on 2 cores; runs that are done are kept
 
