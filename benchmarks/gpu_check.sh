@@ -7,6 +7,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
 python=${PYTHON:-python3}
+# The tests need torch: that of the machine, else that of the project's environment.
+if [ -z "${PYTHON:-}" ] && ! python3 -c 'import torch' 2>/dev/null && [ -x .venv/bin/python ]; then
+  python=$root/.venv/bin/python
+fi
 needs=(scikit-build-core pybind11 cmake ninja pytest hypothesis tyro rich)
 
 "$python" -c 'import numpy' 2>/dev/null || needs+=(numpy)
@@ -20,6 +24,10 @@ if [ "${1:-}" = prepare ]; then
   exit
 fi
 
+if ! "$python" -c 'import torch' 2>/dev/null; then
+  echo "gpu-check: $python has no torch, which the CUDA tests need; install it, set PYTHON, or run \`make test\` first" >&2
+  exit 1
+fi
 capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 | tr -d .) || capability=
 cuda=AUTO architectures="90-real;90-virtual"
 if [ -n "$capability" ]; then cuda=ON architectures="$capability-real"; fi
