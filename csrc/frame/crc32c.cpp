@@ -1,4 +1,4 @@
-// CRC32C by the processor's instruction where it has one (7x the tables), else by eight tables of 256 entries.
+// CRC32C by the instruction of the processor where it has one, else by eight tables of 256 entries.
 #include "frame/crc32c.h"
 
 #include <cstring>
