@@ -1,4 +1,4 @@
-# The CPU targets: csrc/cpu/kernels.cpp compiled once for each. The only place with -m flags.
+# The CPU targets: csrc/cpu/*kernels.cpp compiled once for each. The only place with -m flags.
 
 # No contraction into fused multiply-add, for equal bits everywhere; -fno-trapping-math changes no value and lets gcc
 # vectorise selects.
@@ -16,7 +16,8 @@ function(dance_add_cpu_targets module)
     target_compile_definitions(${module} PRIVATE DANCE_HAS_NEON)
   endif()
   foreach(target IN LISTS targets)
-    add_library(dance_cpu_${target} OBJECT ${PROJECT_SOURCE_DIR}/csrc/cpu/kernels.cpp)
+    add_library(dance_cpu_${target} OBJECT ${PROJECT_SOURCE_DIR}/csrc/cpu/kernels.cpp
+                                          ${PROJECT_SOURCE_DIR}/csrc/cpu/select_kernels.cpp)
     target_include_directories(dance_cpu_${target} PRIVATE ${PROJECT_SOURCE_DIR}/csrc)
     target_compile_definitions(dance_cpu_${target} PRIVATE DANCE_TARGET=${target})
     # -O3 is what vectorises; no exceptions, so that no shared library code is pulled in per target.

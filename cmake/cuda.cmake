@@ -48,7 +48,9 @@ function(dance_add_cuda module)
     target_sources(${module} PRIVATE ${PROJECT_SOURCE_DIR}/cuda/absent.cpp)
     return()
   endif()
-  target_sources(${module} PRIVATE ${PROJECT_SOURCE_DIR}/cuda/kernels.cu ${PROJECT_SOURCE_DIR}/cuda/select.cu)
+  foreach(noun backend encode decode reduce mix sparse select scope gather indices scan)
+    target_sources(${module} PRIVATE ${PROJECT_SOURCE_DIR}/cuda/${noun}.cu)
+  endforeach()
   # The runtime is linked in: a wheel then imports where there is no CUDA at all. find_package(CUDAToolkit) would do the same
   # but fails with the nvcc of PyPI.
   set_target_properties(

@@ -1,21 +1,34 @@
-// The front door of the core: checks the arguments, picks the CPU or the CUDA table, calls.
+// The front door of the core: checks the arguments, picks the CPU or the CUDA backend, calls.
 #include "codec_api.h"
-
-#include <cstring>
 
 #include "../cuda/kernels.h"
 #include "base/error.h"
 #include "codecs/list.h"
+#include "cpu/dense.h"
 #include "cpu/dispatch.h"
 #include "cpu/float_mode.h"
 #include "cpu/parallel.h"
+#include "cpu/reduce.h"
 #include "cpu/select.h"
 
 namespace dance {
 namespace {
 
-// A thread gets at least so many elements. A first choice: where a wake-up pays off is still to be measured.
-constexpr uint64_t kGrain = 65536;
+struct SparseTraits {
+  bool found = false, fixed_size = true, seeded = false, scoped = false;
+};
+
+SparseTraits sparse_traits(uint8_t id) {
+  SparseTraits traits;
+  with_codec(SparseCodecs{}, id, [&](auto c) {
+    using Codec = decltype(c);
+    // What is selected by comparing with one value has no blocks to select from.
+    traits = {true, Codec::kFixedSize, Codec::kSeeded, Codec::kFixedSize};
+  });
+  return traits;
+}
+
+bool is_sparse(uint8_t id) { return sparse_traits(id).found; }
 
 std::string name_of(uint8_t id) {
   std::string name;
@@ -26,262 +39,274 @@ std::string name_of(uint8_t id) {
   return name;
 }
 
-void require(bool condition, const CodecSpec& codec, const std::string& what) {
-  if (!condition) throw ArgumentError(name_of(codec.id) + ": " + what);
+[[noreturn]] void refuse(const CodecSpec& codec, const std::string& what) {
+  throw ArgumentError(name_of(codec.id) + ": " + what);
 }
 
-void check_sparse(const CodecSpec& codec, uint64_t numel) {
-  require(codec.block == 0, codec, "has no block");
-  require(codec.count <= numel, codec,
-          "count " + std::to_string(codec.count) + " exceeds the " + std::to_string(numel) + " elements");
-  require(numel == 0 || codec.count > 0, codec, "count must be at least 1");
-  require(numel <= kMaxSparseNumel, codec, std::to_string(numel) + " elements exceed 2^32");
+std::string text(uint64_t value) { return std::to_string(value); }
+
+void check_unused(const CodecSpec& codec, const char* name, uint32_t value) {
+  if (value != 0) refuse(codec, "has no parameter " + std::string(name) + ", which must be 0, got " + text(value));
 }
 
-template <class Codec>
-void check_dense(const CodecSpec& codec, uint64_t numel) {
-  require(codec.count == 0, codec, "has no count");
-  require(numel <= kMaxNumel, codec, std::to_string(numel) + " elements exceed 2^40");
-  if (has_scales<Codec>) {
-    require(codec.block >= kMinBlock && codec.block <= kMaxBlock, codec,
-            "block must be " + std::to_string(kMinBlock) + " to " + std::to_string(kMaxBlock) + ", got " +
-                std::to_string(codec.block));
-  } else {
-    require(codec.block == 0, codec, "has no block");
-  }
-}
+// The dense codec of a spec: itself, or that of a sparse codec's values.
+uint8_t dense_id(const CodecSpec& codec) { return is_sparse(codec.id) ? codec.values : codec.id; }
 
-// Elements a driver handles as one block.
-template <class Codec>
-uint32_t driver_block(const CodecSpec& codec) {
-  return has_scales<Codec> ? codec.block : kChunk;
-}
-
-template <class Codec>
-int index_of(const cpu::Kernels& table) {
-  int i = 0;
-  while (table.dense_ids[i] != Codec::id) ++i;
-  return i;
-}
-
-bool is_sparse(uint8_t id) {
-  return with_codec(SparseCodecs{}, id, [](auto) {});
-}
-
-int64_t first_of(int64_t a, int64_t b) { return a < 0 ? b : b < 0 ? a : a < b ? a : b; }
-
-template <class Codec>
-int64_t encode_dense(Operation operation, const CodecSpec& codec, const float* x, float* state, uint8_t* payload,
-                     uint64_t numel) {
-  const cpu::Kernels& table = cpu::kernels();
-  const auto loop = table.encode[index_of<Codec>(table)][static_cast<int>(operation)];
-  const uint32_t block = driver_block<Codec>(codec);
-  const uint64_t codes_size = codes_nbytes<Codec>(numel, block);
-  auto* scales = reinterpret_cast<float*>(payload + codes_size);
-  if (has_scales<Codec> && Codec::bits == 8) std::memset(payload + numel, 0, codes_size - numel);
-  const EncodeJob job{x, state, payload, scales, numel, block};
-  const uint64_t num_blocks = divide_up(numel, block);
-  if (numel < 2 * kGrain) return loop(job, 0, num_blocks);
-  int64_t bad[cpu::kMaxThreads];
-  for (int64_t& index : bad) index = -1;
-  cpu::parallel_for(num_blocks, kGrain / block,
-                    [&](uint32_t part, uint64_t first, uint64_t last) { bad[part] = loop(job, first, last); });
-  int64_t first = -1;
-  for (const int64_t index : bad) first = first_of(first, index);
-  return first;
-}
-
-template <class Codec>
-void validate_dense(const CodecSpec& codec, const uint8_t* payload, uint64_t numel) {
-  if (!has_scales<Codec>) return;
-  const std::string name = Codec::name;
-  const uint64_t codes_size = codes_nbytes<Codec>(numel, codec.block);
-  if (Codec::bits == 8) {
-    for (uint64_t i = numel; i < codes_size; ++i) {
-      if (payload[i] != 0)
-        throw FrameError(name + ": padding byte " + std::to_string(i) + " of the payload is not zero");
-    }
-  }
-  if (packs_words<Codec>) {
-    // Unused bits occur in the last slots of a block whose size its words do not fill.
-    const auto check = [&](uint64_t first_word, uint64_t n) {
-      const uint64_t num_words = words_of<Codec>(n);
-      for (uint64_t w = 0; w < num_words; ++w) {
-        const uint64_t used_bits = divide_up(n - w, num_words) * Codec::bits;
-        uint32_t word;
-        std::memcpy(&word, payload + 4 * (first_word + w), 4);
-        if (used_bits < 32 && word >> used_bits != 0) {
-          throw FrameError(name + ": unused bits of word " + std::to_string(first_word + w) + " are not zero");
-        }
+void check_dense(const CodecSpec& codec) {
+  const uint8_t id = dense_id(codec);
+  const bool found = with_mode(DenseCodecs{}, id, codec.mode, [&](auto c) {
+    using Codec = decltype(c);
+    if constexpr (!has_scales<Codec>) {
+      check_unused(codec, "block", codec.block);
+    } else {
+      constexpr uint32_t least = Codec::kFixedBlock != 0 ? Codec::kFixedBlock : kMinBlock;
+      constexpr uint32_t most = Codec::kFixedBlock != 0 ? Codec::kFixedBlock : kMaxBlock;
+      if (codec.block < least || codec.block > most) {
+        refuse(codec, "block must be " + text(least) + (least == most ? "" : " to " + text(most)) + ", got " +
+                          text(codec.block));
       }
-    };
-    const uint64_t full = numel / codec.block, tail = numel % codec.block, each = words_of<Codec>(codec.block);
-    if (codec.block * Codec::bits % 32 != 0) {
-      for (uint64_t b = 0; b < full; ++b) check(b * each, codec.block);
     }
-    if (tail != 0) check(full * each, tail);
-  }
-  const uint64_t num_scales = divide_up(numel, codec.block);
-  for (uint64_t b = 0; b < num_scales; ++b) {
-    uint32_t bits;
-    std::memcpy(&bits, payload + codes_size + 4 * b, 4);
-    if (!valid_scale(bits)) {
-      throw FrameError(name + ": the scale of block " + std::to_string(b) + " is negative, infinite or NaN");
+    if constexpr (!Codec::kVariableBits) {
+      check_unused(codec, "levels", codec.levels);
+    } else if (codec.levels < 3 || codec.levels > 255 || codec.levels % 2 == 0) {
+      refuse(codec, "levels must be odd and 3 to 255, got " + text(codec.levels));
     }
+  });
+  if (found) return;
+  if (!with_codec(DenseCodecs{}, id, [](auto) {})) {
+    refuse(codec, "values must be the number of a dense codec, got " + text(id));
+  }
+  refuse(codec, "has no mode " + text(codec.mode) + (id == codec.id ? "" : " of values " + name_of(id)));
+}
+
+void check_argument(const CodecSpec& codec) {
+  const float argument = bits_float(codec.argument);
+  const std::string got = ", got the bits " + text(codec.argument);
+  if (codec.id == Threshold::id) {
+    if (!(argument > 0.0f && argument <= kLargest)) refuse(codec, "its argument must be positive and finite" + got);
+  } else if (codec.id == Dgc::id) {
+    if (!(argument > 0.0f && argument <= 1.0f)) refuse(codec, "its argument, the ratio, must be in (0, 1]" + got);
+  } else {
+    check_unused(codec, "argument", codec.argument);
   }
 }
 
-template <class Codec>
-void decode_dense(const CodecSpec& codec, const uint8_t* payload, float* out, uint64_t numel, bool add, float weight) {
-  validate_dense<Codec>(codec, payload, numel);
-  const cpu::Kernels& table = cpu::kernels();
-  const auto loop = table.decode[index_of<Codec>(table)][add ? 1 : 0];
-  const uint32_t block = driver_block<Codec>(codec);
-  const auto* scales = reinterpret_cast<const float*>(payload + codes_nbytes<Codec>(numel, block));
-  const DecodeJob job{payload, scales, out, numel, block, weight};
-  cpu::parallel_for(divide_up(numel, block), kGrain / block,
-                    [&](uint32_t, uint64_t first, uint64_t last) { loop(job, first, last); });
-}
-
-void validate_sparse(const CodecSpec& codec, const uint8_t* payload, uint64_t numel) {
-  const auto* indices = reinterpret_cast<const uint32_t*>(payload);
-  for (uint64_t i = 0; i < codec.count; ++i) {
-    if (indices[i] >= numel || (i > 0 && indices[i] <= indices[i - 1])) {
-      throw FrameError("topk: index " + std::to_string(indices[i]) + " at place " + std::to_string(i) +
-                       " is out of range or not increasing");
-    }
+void check_sparse(const CodecSpec& codec, const SparseTraits& traits, uint64_t numel) {
+  if (numel > kMaxSparseNumel) refuse(codec, text(numel) + " elements exceed 2^32 - 1");
+  check_argument(codec);
+  if (!traits.scoped) {
+    check_unused(codec, "scope", codec.scope);
+  } else if (codec.scope != 0 && (codec.scope < kMinScope || codec.scope > kMaxScope)) {
+    refuse(codec, "scope must be 0 or " + text(kMinScope) + " to " + text(kMaxScope) + ", got " + text(codec.scope));
   }
-}
-
-// Values that are sent without a scale are finite as encode makes them; one that is not would stay in a receiver's
-// state for good.
-template <class Codec>
-void validate_values(const uint8_t* codes, uint64_t numel) {
-  constexpr uint64_t size = Codec::bits / 8;
-  const auto finite = [&](uint64_t i) {
-    uint32_t code = 0;
-    std::memcpy(&code, codes + i * size, size);
-    return is_finite(Codec::decode(code, 1.0f));
-  };
-  for (uint64_t start = 0; start < numel; start += kChunk) {
-    const uint64_t end = start + kChunk < numel ? start + kChunk : numel;
-    bool all = true;
-    for (uint64_t i = start; i < end; ++i) all &= finite(i);
-    for (uint64_t i = start; !all && i < end; ++i) {
-      if (finite(i)) continue;
-      throw FrameError(std::string(Codec::name) + ": value " + std::to_string(i) +
-                       " of the payload is NaN or infinite");
-    }
+  const uint64_t most = codec.scope == 0 ? numel : codec.scope;
+  if (codec.count > most) {
+    refuse(codec, "count " + text(codec.count) + " exceeds the " + text(most) + " elements it is of");
   }
+  if (codec.count == 0 && most != 0 && traits.fixed_size) refuse(codec, "count must be at least 1");
 }
 
-void decode_sparse(const CodecSpec& codec, const uint8_t* payload, float* out, uint64_t numel, bool add, float weight) {
-  validate_sparse(codec, payload, numel);
-  const auto* indices = reinterpret_cast<const uint32_t*>(payload);
-  const auto* values = reinterpret_cast<const float*>(payload + 4 * codec.count);
-  if (!add) std::memset(out, 0, numel * sizeof(float));
-  for (uint64_t i = 0; i < codec.count; ++i) {
-    const float decoded = weight * values[i];
-    out[indices[i]] = add ? out[indices[i]] + decoded : decoded;
+void check_spec(const CodecSpec& codec, uint64_t numel) {
+  const SparseTraits traits = sparse_traits(codec.id);
+  if (traits.found) {
+    check_sparse(codec, traits, numel);
+  } else {
+    name_of(codec.id);  // throws for an unknown one
+    if (numel > kMaxNumel) refuse(codec, text(numel) + " elements exceed 2^40");
+    check_unused(codec, "values", codec.values);
+    check_unused(codec, "scope", codec.scope);
+    check_unused(codec, "count", codec.count);
+    check_unused(codec, "argument", codec.argument);
   }
+  check_dense(codec);
 }
 
-void check_payload(const CodecSpec& codec, const uint8_t* payload, uint64_t payload_size, uint64_t numel) {
-  const uint64_t expected = payload_nbytes(codec, numel);
-  require(payload_size == expected, codec,
-          "a payload of " + std::to_string(numel) + " elements has " + std::to_string(expected) + " bytes, got " +
-              std::to_string(payload_size));
-  require(reinterpret_cast<uintptr_t>(payload) % 4 == 0, codec, "the payload must be aligned to 4 bytes");
+uint64_t dense_payload(const CodecSpec& codec, Dtype dtype, uint64_t numel) {
+  uint8_t id = dense_id(codec);
+  if (id == None::id && dtype != Dtype::float32) return dtype_nbytes(dtype) * numel;
+  uint64_t size = 0;
+  with_mode(DenseCodecs{}, id, codec.mode, [&](auto c) {
+    using Codec = decltype(c);
+    const uint32_t bits = Codec::kVariableBits ? bits_of_levels(codec.levels) : Codec::bits;
+    size = dense_nbytes<Codec>(numel, has_scales<Codec> ? codec.block : kChunk, bits);
+  });
+  return size;
+}
+
+// Bytes of the indices of `count` values.
+uint64_t indices_size(const CodecSpec& codec, uint64_t numel, uint64_t count) {
+  return sparse_traits(codec.id).seeded ? 0 : indices_nbytes(numel, codec.scope, count);
+}
+
+cpu::DenseLayout layout_of(const CodecSpec& codec, Dtype dtype, uint64_t numel) {
+  return cpu::dense_layout(dense_id(codec), codec.mode, codec.block, codec.levels, dtype, numel);
+}
+
+void check_size(const CodecSpec& codec, const uint8_t* payload, uint64_t size, uint64_t expected, uint64_t numel) {
+  if (size != expected) {
+    refuse(codec, "a payload of " + text(numel) + " elements has " + text(expected) + " bytes, got " + text(size));
+  }
+  if (reinterpret_cast<uintptr_t>(payload) % 4 != 0) refuse(codec, "the payload must be aligned to 4 bytes");
+}
+
+// Refuses what no encoder makes; `codes`: of each code and value, too. Arguments are checked.
+void check_content(const CodecSpec& codec, Dtype dtype, const uint8_t* payload, uint64_t numel, bool codes) {
+  if (numel == 0) return;
+  uint64_t count = numel;
+  if (is_sparse(codec.id)) {
+    cpu::check_indices(codec, payload, numel);
+    count = num_values(codec, numel);
+    payload += indices_size(codec, numel, count);
+  }
+  if (count == 0) return;
+  const std::string name = name_of(dense_id(codec));
+  cpu::check_dense(layout_of(codec, dtype, count), name.c_str(), payload, count, codes);
+}
+
+void check_decode(const DecodeRequest& request) {
+  check_size(request.codec, request.payload, request.payload_size,
+             payload_nbytes(request.codec, request.dtype, request.numel), request.numel);
+}
+
+void check_encode(const EncodeRequest& request) {
+  check_size(request.codec, request.payload, request.payload_size,
+             payload_bound(request.codec, request.dtype, request.numel), request.numel);
+  if (request.operation != Operation::encode && request.state == nullptr && request.numel > 0) {
+    refuse(request.codec, "this operation needs a residual or reference");
+  }
 }
 
 }  // namespace
 
-std::vector<std::pair<int, std::string>> codecs() {
-  std::vector<std::pair<int, std::string>> list;
-  const auto add = [&](auto codec) { list.emplace_back(decltype(codec)::id, decltype(codec)::name); };
-  for_each(DenseCodecs{}, add);
-  for_each(SparseCodecs{}, add);
+std::vector<CodecInfo> codecs() {
+  std::vector<CodecInfo> list;
+  const auto add = [&](const char* name, uint8_t id) {
+    const SparseTraits traits = sparse_traits(id);
+    if (list.empty() || list.back().id != id)
+      list.push_back({id, name, traits.found, traits.fixed_size, traits.seeded});
+  };
+  for_each(DenseCodecs{}, [&](auto codec) { add(decltype(codec)::name, decltype(codec)::id); });
+  for_each(SparseCodecs{}, [&](auto codec) { add(decltype(codec)::name, decltype(codec)::id); });
   return list;
 }
 
-uint64_t payload_nbytes(const CodecSpec& codec, uint64_t numel) {
-  uint64_t size = 0;
-  const bool dense = with_codec(DenseCodecs{}, codec.id, [&](auto c) {
-    using Codec = decltype(c);
-    check_dense<Codec>(codec, numel);
-    size = dense_nbytes<Codec>(numel, driver_block<Codec>(codec));
-  });
-  if (!dense) {
-    check_sparse(codec, numel);
-    size = topk_nbytes(codec.count);
-  }
-  return size;
+uint64_t num_values(const CodecSpec& codec, uint64_t numel) {
+  if (!is_sparse(codec.id)) return numel;
+  return numel == 0 ? 0 : total_count(numel, codec.scope, codec.count);
 }
 
-int64_t encode(Operation operation, const CodecSpec& codec, const float* x, float* state, uint8_t* payload,
-               uint64_t payload_size, uint64_t numel, uint64_t seed, Place place, int64_t* nonfinite, void* scratch) {
-  check_payload(codec, payload, payload_size, numel);
-  if (numel == 0) return -1;
-  require(operation == Operation::encode || state != nullptr, codec, "this operation needs a residual or reference");
-  if (place.device >= 0) {
-    cuda::encode(operation, codec, x, state, payload, numel, seed, place, nonfinite, scratch);
-    return -1;
+uint64_t payload_nbytes(const CodecSpec& codec, Dtype dtype, uint64_t numel) {
+  check_spec(codec, numel);
+  if (numel == 0) return 0;
+  if (!is_sparse(codec.id)) return dense_payload(codec, dtype, numel);
+  const uint64_t count = num_values(codec, numel);
+  return indices_size(codec, numel, count) + dense_payload(codec, dtype, count);
+}
+
+uint64_t payload_bound(const CodecSpec& codec, Dtype dtype, uint64_t numel) {
+  uint64_t most_bytes = payload_nbytes(codec, dtype, numel);
+  if (!is_sparse(codec.id) || sparse_traits(codec.id).fixed_size || numel == 0) return most_bytes;
+  const bool bounded = codec.id == Dgc::id && uint64_t{2} * codec.count < numel;
+  const uint64_t least = codec.id == Dgc::id ? codec.count : 1;
+  // The size grows with the count as long as low_bits stays the same, but may fall by a word where that does not: so
+  // the largest count for each low_bits is looked at.
+  for (uint64_t count = bounded ? uint64_t{2} * codec.count : numel; count >= least && count > 0;) {
+    const uint64_t size = indices_size(codec, numel, count) + dense_payload(codec, dtype, count);
+    most_bytes = size > most_bytes ? size : most_bytes;
+    count = numel >> (EliasFano(numel, count).low_bits + 1);
+  }
+  return most_bytes;
+}
+
+EncodeResult encode(const EncodeRequest& request) {
+  check_encode(request);
+  if (request.numel == 0) return {-1, request.codec.count};
+  if (request.place.device >= 0) {
+    cuda::encode(request);
+    return {-1, request.codec.count};
   }
   const cpu::FloatMode mode;
-  int64_t bad = -1;
-  if (is_sparse(codec.id)) {
-    auto* indices = reinterpret_cast<uint32_t*>(payload);
-    auto* values = reinterpret_cast<float*>(payload + 4 * codec.count);
-    bad = cpu::select_largest(operation, {x, state, numel}, codec.count, indices, values);
-  } else {
-    with_codec(DenseCodecs{}, codec.id,
-               [&](auto c) { bad = encode_dense<decltype(c)>(operation, codec, x, state, payload, numel); });
-  }
-  return bad;
+  if (is_sparse(request.codec.id)) return cpu::encode_sparse(request);
+  const int64_t bad = cpu::encode_dense(layout_of(request.codec, request.dtype, request.numel), request.operation,
+                                        request.x, request.dtype, request.state, request.state_dtype, request.numel,
+                                        request.seed, request.payload);
+  return {bad, 0};
 }
 
-void decode(const CodecSpec& codec, const uint8_t* payload, uint64_t payload_size, float* out, uint64_t numel, bool add,
-            float weight, Place place) {
-  check_payload(codec, payload, payload_size, numel);
+void decode(const DecodeRequest& request) {
+  check_decode(request);
+  if (request.numel == 0) return;
+  if (request.place.device >= 0) return cuda::decode(request);
+  check_content(request.codec, request.dtype, request.payload, request.numel, false);
+  const cpu::FloatMode mode;
+  if (is_sparse(request.codec.id)) return cpu::decode_sparse(request);
+  cpu::decode_dense(layout_of(request.codec, request.dtype, request.numel), request.payload, request.out,
+                    request.out_dtype, request.numel, request.add, request.weight);
+}
+
+EncodeResult reduce(const ReduceRequest& request) {
+  if (request.num_packets == 0) throw ArgumentError("reduce: expected at least one packet");
+  if ((request.out == nullptr) == (request.encode_into == nullptr) && request.numel > 0) {
+    throw ArgumentError("reduce: expected either an output array or a packet to encode into");
+  }
+  for (uint32_t i = 0; i < request.num_packets; ++i) {
+    if (request.packets[i].numel != request.numel) {
+      throw ArgumentError("reduce: packet " + text(i) + " has " + text(request.packets[i].numel) + " elements, not " +
+                          text(request.numel));
+    }
+    check_decode(request.packets[i]);
+  }
+  if (request.encode_into != nullptr) {
+    if (request.encode_into->numel != request.numel) throw ArgumentError("reduce: the new packet has another size");
+    check_encode(*request.encode_into);
+  }
+  const uint32_t count = request.encode_into == nullptr ? 0 : request.encode_into->codec.count;
+  if (request.numel == 0) return {-1, count};
+  if (request.place.device >= 0) {
+    cuda::reduce(request);
+    return {-1, count};
+  }
+  for (uint32_t i = 0; i < request.num_packets; ++i) {
+    const DecodeRequest& packet = request.packets[i];
+    check_content(packet.codec, packet.dtype, packet.payload, packet.numel, false);
+  }
+  const cpu::FloatMode mode;
+  return cpu::reduce(request);
+}
+
+void check_received(const CodecSpec& codec, Dtype dtype, const uint8_t* payload, uint64_t payload_size,
+                    uint64_t numel) {
+  check_size(codec, payload, payload_size, payload_nbytes(codec, dtype, numel), numel);
+  check_content(codec, dtype, payload, numel, true);
+}
+
+void indices(const CodecSpec& codec, Dtype dtype, uint64_t seed, const uint8_t* payload, uint64_t payload_size,
+             uint64_t numel, int64_t* out) {
+  check_size(codec, payload, payload_size, payload_nbytes(codec, dtype, numel), numel);
+  if (!is_sparse(codec.id)) refuse(codec, "sends every element; only sparse packets have indices");
+  if (num_values(codec, numel) == 0) return;
+  cpu::check_indices(codec, payload, numel);
+  cpu::read_indices(codec, seed, payload, numel, out);
+}
+
+void mix(void* x, const void* neighbour_sum, const void* reference, Dtype dtype, float step_size, uint64_t numel,
+         Place place) {
   if (numel == 0) return;
-  if (place.device >= 0) {
-    return cuda::decode(codec, payload, out, numel, add, weight, place);
-  }
-  const cpu::FloatMode mode;
-  if (is_sparse(codec.id)) {
-    decode_sparse(codec, payload, out, numel, add, weight);
-  } else {
-    with_codec(DenseCodecs{}, codec.id,
-               [&](auto c) { decode_dense<decltype(c)>(codec, payload, out, numel, add, weight); });
-  }
-}
-
-void check_received(const CodecSpec& codec, const uint8_t* payload, uint64_t payload_size, uint64_t numel) {
-  check_payload(codec, payload, payload_size, numel);
-  if (is_sparse(codec.id)) {
-    validate_sparse(codec, payload, numel);
-    validate_values<None>(payload + 4 * codec.count, codec.count);
-    return;
-  }
-  with_codec(DenseCodecs{}, codec.id, [&](auto c) {
-    using Codec = decltype(c);
-    validate_dense<Codec>(codec, payload, numel);
-    if constexpr (!has_scales<Codec>) validate_values<Codec>(payload, numel);
-  });
-}
-
-void mix(float* x, const float* neighbour_sum, const float* reference, float step_size, uint64_t numel, Place place) {
-  if (place.device >= 0) return cuda::mix(x, neighbour_sum, reference, step_size, numel, place);
+  if (place.device >= 0) return cuda::mix(x, neighbour_sum, reference, dtype, step_size, numel, place);
   const cpu::FloatMode mode;
   const auto loop = cpu::kernels().mix;
-  cpu::parallel_for(numel, kGrain, [&](uint32_t, uint64_t first, uint64_t last) {
-    loop(x, neighbour_sum, reference, step_size, first, last);
+  cpu::parallel_for(numel, cpu::kGrain, [&](uint32_t, uint64_t first, uint64_t last) {
+    loop(x, neighbour_sum, reference, dtype, step_size, first, last);
   });
 }
 
-uint64_t cuda_scratch_nbytes(const CodecSpec& codec, uint64_t numel) {
-  payload_nbytes(codec, numel);
-  return cuda::scratch_nbytes(codec, numel);
+uint64_t cuda_scratch_nbytes(const CodecSpec& codec, Dtype dtype, uint64_t numel) {
+  check_spec(codec, numel);
+  return numel == 0 ? 0 : cuda::scratch_nbytes(codec, dtype, numel);
+}
+
+uint64_t cuda_reduce_scratch_nbytes(const ReduceRequest& request) {
+  return request.numel == 0 ? 0 : cuda::reduce_scratch_nbytes(request);
 }
 
 }  // namespace dance

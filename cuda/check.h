@@ -11,7 +11,7 @@
 
 namespace dance::cuda {
 
-constexpr uint32_t kThreads = 256;
+constexpr uint32_t kThreads = 128;
 // Every kernel strides over its work, so this bounds only how much of it one launch schedules at once.
 constexpr uint64_t kMaxGrid = uint64_t{1} << 20;
 
@@ -61,14 +61,32 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
+// How a kernel is put on a stream.
+struct Launch {
+  uint64_t grid;
+  uint32_t threads;
+  cudaStream_t stream;
+  uint32_t shared_nbytes = 0;
+};
+
+// As many thread groups as fill any GPU: for work whose amount only the device knows.
+constexpr uint64_t kFullGrid = 2048;
+
+// A warp for each span of a dense codec (decode.h).
+inline Launch per_warp(uint64_t numel, uint32_t block, bool exact, cudaStream_t stream) {
+  const uint32_t span = 256 % block == 0 ? 256 : block, warps = kThreads / 32;
+  const uint64_t groups = numel / span / warps + 1;
+  return {exact || groups < kFullGrid ? groups : kFullGrid, kThreads, stream};
+}
+
 // Puts a kernel on a stream. The template must be instantiated in the .cu file that defines the kernel.
 template <class... Parameters, class... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), uint64_t grid, uint32_t threads, cudaStream_t stream,
-            Arguments... arguments) {
+void launch(const char* name, void (*kernel)(Parameters...), Launch how, const Arguments&... arguments) {
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(grid < kMaxGrid ? grid : kMaxGrid));
-  config.blockDim = dim3(threads);
-  config.stream = stream;
+  config.gridDim = dim3(static_cast<unsigned>(how.grid < kMaxGrid ? how.grid : kMaxGrid));
+  config.blockDim = dim3(how.threads);
+  config.stream = how.stream;
+  config.dynamicSmemBytes = how.shared_nbytes;
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
 }
 

@@ -15,14 +15,15 @@ bool available();
 std::vector<int> architectures();
 
 // All work goes on place.stream, without allocation and without waiting for the device. Arguments are those of
-// codec_api.h, checked there. Without a device: UnavailableError.
-void encode(Operation operation, const CodecSpec& codec, const float* x, float* state, uint8_t* payload, uint64_t numel,
-            uint64_t seed, Place place, int64_t* nonfinite, void* scratch);
-void decode(const CodecSpec& codec, const uint8_t* payload, float* out, uint64_t numel, bool add, float weight,
-            Place place);
-void mix(float* x, const float* neighbour_sum, const float* reference, float step_size, uint64_t numel, Place place);
+// codec_api.h, checked there; numel > 0. Without a device: UnavailableError.
+void encode(const EncodeRequest& request);
+void decode(const DecodeRequest& request);
+void reduce(const ReduceRequest& request);
+void mix(void* x, const void* neighbour_sum, const void* reference, Dtype dtype, float step_size, uint64_t numel,
+         Place place);
 
-// Device memory that one encode call needs beside its payload.
-uint64_t scratch_nbytes(const CodecSpec& codec, uint64_t numel);
+// Device memory that one call needs beside its payload.
+uint64_t scratch_nbytes(const CodecSpec& codec, Dtype dtype, uint64_t numel);
+uint64_t reduce_scratch_nbytes(const ReduceRequest& request);
 
 }  // namespace dance::cuda

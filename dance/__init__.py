@@ -12,19 +12,11 @@ from typing import TYPE_CHECKING, Any
 from dance._native import info, set_num_threads
 from dance._native import version as __version__
 from dance.codecs import Codec, codec
+from dance.coding import decode, encode, encode_difference, encode_feedback, mix, reduce
 from dance.errors import DanceError, DeviceError, FrameError, NonFiniteError, PeerError, UnavailableError
 from dance.feedback import ErrorFeedback
-from dance.packet import (
-    Header,
-    Packet,
-    decode,
-    derive_seed,
-    encode,
-    encode_difference,
-    encode_feedback,
-    mix,
-    parse_header,
-)
+from dance.header import Header, parse_header
+from dance.packet import Packet, derive_seed
 
 if TYPE_CHECKING:
     from dance.gossip import ChocoGossip as ChocoGossip
@@ -51,12 +43,14 @@ __all__ = [
     "info",
     "mix",
     "parse_header",
+    "reduce",
     "set_num_threads",
 ]
 
 _LAZY = {"ChocoGossip": "gossip"}  # the submodule that holds it
 
-_ROOMS = ("bandwidth", "exchange", "gan", "gossip", "policy", "topology")  # imported when first named
+# Imported when first named.
+_ROOMS = ("bandwidth", "exchange", "gan", "gossip", "operators", "policy", "topology")
 
 
 def __getattr__(name: str) -> Any:

@@ -7,14 +7,71 @@ from typing_extensions import Buffer
 
 Readable: TypeAlias = Buffer | NDArray[Any]
 
+class Spec:
+    """The parameters of a codec as a header carries them; immutable."""
+
+    def __init__(
+        self,
+        *,
+        id: int,
+        mode: int = 0,
+        values: int = 0,
+        block: int = 0,
+        levels: int = 0,
+        scope: int = 0,
+        count: int = 0,
+        argument: float = 0.0,
+    ) -> None: ...
+    @property
+    def id(self) -> int: ...
+    @property
+    def mode(self) -> int: ...
+    @property
+    def values(self) -> int: ...
+    @property
+    def block(self) -> int: ...
+    @property
+    def levels(self) -> int: ...
+    @property
+    def scope(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def argument(self) -> float: ...
+    def with_count(self, count: int) -> Spec: ...
+    def decodes_like(self, other: Spec) -> bool: ...
+
+class Reduction:
+    """A reduce: its packets, then where the sum goes, then run."""
+
+    def __init__(self, numel: int, weight: float, device: int, stream: int) -> None: ...
+    def add(
+        self, codec: Spec, dtype: int, seed: int, payload: int, payload_nbytes: int, numel: int
+    ) -> None: ...
+    def store(self, out: int, out_dtype: int) -> None: ...
+    def encode(
+        self,
+        codec: Spec,
+        dtype: int,
+        residual: int,
+        residual_dtype: int,
+        seed: int,
+        payload: int,
+        payload_nbytes: int,
+        flags: int,
+    ) -> None: ...
+    def scratch_nbytes(self) -> int: ...
+    def run(self, scratch: int) -> tuple[int, int]: ...
+
 class CodecEntry(TypedDict):
     id: int
     name: str
+    sparse: bool
+    fixed_size: bool
+    seeded: bool
 
 class HeaderFields(TypedDict):
-    codec: int
-    block: int
-    count: int
+    spec: Spec
     dtype: int
     numel: int
     payload_nbytes: int
@@ -27,44 +84,56 @@ version: str
 
 def codecs() -> list[CodecEntry]: ...
 def address(array: Readable) -> int: ...
-def payload_nbytes(codec: int, block: int, count: int, numel: int) -> int: ...
+def payload_nbytes(codec: Spec, dtype: int, numel: int) -> int: ...
+def payload_bound(codec: Spec, dtype: int, numel: int) -> int: ...
+def num_values(codec: Spec, numel: int) -> int: ...
 def encode(
+    codec: Spec,
     operation: int,
-    codec: int,
-    block: int,
-    count: int,
     x: int,
+    dtype: int,
     state: int,
-    payload: int,
-    payload_nbytes: int,
+    state_dtype: int,
     numel: int,
     seed: int,
+    payload: int,
+    payload_nbytes: int,
     device: int,
     stream: int,
-    nonfinite: int = 0,
-    scratch: int = 0,
-) -> int: ...
+    flags: int,
+    scratch: int,
+) -> tuple[int, int]: ...
 def decode(
-    codec: int,
-    block: int,
-    count: int,
+    codec: Spec,
+    dtype: int,
+    seed: int,
     payload: int,
     payload_nbytes: int,
     out: int,
+    out_dtype: int,
     numel: int,
     add: bool,
     weight: float,
     device: int,
     stream: int,
+    scratch: int,
+) -> None: ...
+def indices(
+    codec: Spec, dtype: int, seed: int, payload: int, payload_nbytes: int, numel: int, out: int
 ) -> None: ...
 def mix(
-    x: int, neighbour_sum: int, reference: int, step_size: float, numel: int, device: int, stream: int
+    x: int,
+    neighbour_sum: int,
+    reference: int,
+    dtype: int,
+    step_size: float,
+    numel: int,
+    device: int,
+    stream: int,
 ) -> None: ...
-def cuda_scratch_nbytes(codec: int, block: int, count: int, numel: int) -> int: ...
+def cuda_scratch_nbytes(codec: Spec, dtype: int, numel: int) -> int: ...
 def header_write(
-    codec: int,
-    block: int,
-    count: int,
+    codec: Spec,
     dtype: int,
     numel: int,
     seed: int,

@@ -14,11 +14,16 @@ except ImportError as error:  # a source tree that was never built
         f"dance._core cannot be imported ({error}); build it with `pip install .` in the source tree"
     ) from error
 
+Spec = _core.Spec
+Reduction = _core.Reduction
 codecs = _core.codecs
 address = _core.address
 payload_nbytes = _core.payload_nbytes
+payload_bound = _core.payload_bound
+num_values = _core.num_values
 encode = _core.encode
 decode = _core.decode
+indices = _core.indices
 mix = _core.mix
 cuda_scratch_nbytes = _core.cuda_scratch_nbytes
 cuda_built = _core.cuda_built

@@ -1,7 +1,8 @@
-"""Arrays of NumPy, torch, CuPy and DLPack as what the core takes: address, size, device, stream.
+"""Arrays of NumPy, torch, CuPy and DLPack as what the core takes: address, size, device, dtype, stream.
 
-One `Kind` per library reads an input, opens a state for writing in place and allocates what goes out. Nothing
-is imported here but NumPy: torch and CuPy are touched only when an object of theirs came in.
+One `Kind` per library reads an input, opens a state for writing in place and allocates what goes out. Dtypes
+are float32, float16 and bfloat16; an input of float64 is converted to float32. Nothing is imported here but
+NumPy: torch, CuPy and ml_dtypes (bfloat16 for NumPy) are touched only when an object of theirs came in.
 """
 
 from __future__ import annotations
@@ -16,20 +17,22 @@ from dance.errors import UnavailableError
 
 CPU = -1  # as a device; a CUDA device is its ordinal
 
-# address, number of elements, device, the object that owns the memory (keep it alive during the call)
-Memory: TypeAlias = "tuple[int, int, int, Any]"
+# address, number of elements, device, the object that owns the memory (keep it alive during the call), and
+# the dtype by its number in `DTYPES` (0 for payloads)
+Memory: TypeAlias = "tuple[int, int, int, Any, int]"
 
-_FLOAT32 = np.dtype(np.float32)
+FLOAT32, FLOAT16, BFLOAT16 = range(3)  # positions in dance.codecs.DTYPES
+_FLOAT32, _FLOAT16, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.float64)
 _UINT8 = np.dtype(np.uint8)
 _NO_INDEX = 2**63 - 1  # kernels lower it to the first index they object to
 _address = _native.address
 
 
 class Kind(Protocol):
-    """What this package needs from a library of arrays; float32 unless it says payload."""
+    """What this package needs from a library of arrays; dtypes are numbers of `DTYPES`."""
 
     def read(self, x: Any, who: str) -> Memory:
-        """The memory of an input; an input that is not contiguous is copied first."""
+        """The memory of an input, copied first where it is not contiguous or is float64."""
 
     def write(self, x: Any, who: str) -> Memory:
         """The memory of a state changed in place; ValueError when it is not contiguous or read-only."""
@@ -40,14 +43,28 @@ class Kind(Protocol):
     def new_payload(self, num_bytes: int, device: int) -> tuple[Any, int]:
         """Fresh uint8 memory and its address."""
 
-    def new_output(self, shape: tuple[int, ...], device: int) -> Memory:
-        """Fresh float32 memory."""
+    def slice(self, payload: Any, num_bytes: int) -> Any:
+        """A view of the first bytes of a payload."""
 
-    def zeros(self, x: Any) -> Any:
-        """A contiguous array of zeros like ``x``, for a residual."""
+    def new_output(self, shape: tuple[int, ...], device: int, dtype: int) -> Memory:
+        """Fresh memory for an array."""
+
+    def zeros(self, x: Any, dtype: int | None = None) -> Any:
+        """A contiguous array of zeros in the shape and place of ``x``; dtype None: that in which x is
+        encoded.
+        """
 
     def copy(self, x: Any) -> Any:
         """A copy of ``x`` in the same place."""
+
+    def add_scaled(self, y: Any, factor: float, x: Any) -> None:
+        """y += factor * x, in place; all finite."""
+
+    def decay_and_add(self, y: Any, factor: float, x: Any) -> None:
+        """y = factor * y + x, in place; what is not finite in x counts as 0."""
+
+    def clear(self, y: Any, indices: Any) -> None:
+        """Sets the elements at ``indices`` (int64 of NumPy) of the flattened array to 0, in place."""
 
     def result(self, owner: Any) -> Any:
         """What the user gets for the owner of `new_output`."""
@@ -58,17 +75,16 @@ class Kind(Protocol):
     def stream(self, device: int) -> int:
         """The caller's current stream on this device; 0 on the CPU."""
 
-    def new_flag(self, device: int) -> tuple[Any, int]:
-        """Fresh int64 device memory that holds `_NO_INDEX`, and its address."""
+    def new_flags(self, device: int) -> tuple[Any, int]:
+        """Fresh device memory of two int64 that hold `_NO_INDEX`, and its address."""
 
-    def read_flag(self, flag: Any) -> int:
-        """What a kernel left in a flag, -1 for nothing; waits for the GPU."""
+    def read_flags(self, flags: Any) -> tuple[int, int]:
+        """What a kernel left in flags: the first non-finite index or -1, and the number of values; waits."""
 
 
 def _refused_dtype(who: str, dtype: Any) -> ValueError:
-    return ValueError(
-        f"{who}: expected float32 on one device, got {str(dtype).removeprefix('torch.')}; cast first"
-    )
+    got = str(dtype).removeprefix("torch.")
+    return ValueError(f"{who}: expected float32, float16 or bfloat16 on one device, got {got}; cast first")
 
 
 def _refused_layout(who: str) -> ValueError:
@@ -101,42 +117,87 @@ def check_cuda(who: str) -> None:
     raise UnavailableError(f"{who}: the input lies on a CUDA device: {remedy}")
 
 
+def _narrowed(x: Any) -> Any:
+    with np.errstate(over="ignore"):  # what becomes infinite is for `nonfinite` to decide
+        return x.astype(_FLOAT32)
+
+
+def _numpy_dtype(dtype: Any, who: str) -> int:
+    if dtype == _FLOAT16:
+        return FLOAT16
+    if dtype.name == "bfloat16" and dtype.itemsize == 2 and dtype.isnative:  # that of ml_dtypes
+        return BFLOAT16
+    raise _refused_dtype(who, dtype)
+
+
+def _numpy_type(dtype: int) -> Any:
+    if dtype != BFLOAT16:
+        return _FLOAT16 if dtype == FLOAT16 else _FLOAT32
+    try:
+        import ml_dtypes  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        raise UnavailableError(
+            "a NumPy array of bfloat16 needs ml_dtypes: pip install ml_dtypes, "
+            "or pass an array of float32 as out"
+        ) from None
+    return np.dtype(ml_dtypes.bfloat16)
+
+
 class NumpyKind:
     """NumPy arrays, and whatever else this package holds in them."""
 
     def read(self, x: Any, who: str) -> Memory:
+        dtype = FLOAT32
         if x.dtype is not _FLOAT32 and x.dtype != _FLOAT32:
-            raise _refused_dtype(who, x.dtype)
+            if x.dtype == _FLOAT64:
+                x = _narrowed(x)
+            else:
+                dtype = _numpy_dtype(x.dtype, who)
         flags = x.flags
         if not (flags.c_contiguous and flags.aligned):
             x = np.array(x, order="C")
-        return _address(x), x.size, CPU, x
+        return _address(x), x.size, CPU, x, dtype
 
     def write(self, x: Any, who: str) -> Memory:
+        dtype = FLOAT32
         if x.dtype is not _FLOAT32 and x.dtype != _FLOAT32:
-            raise _refused_dtype(who, x.dtype)
+            dtype = _numpy_dtype(x.dtype, who)
         if not x.flags.carray:  # contiguous, aligned and writable
             raise _refused_layout(who)
-        return _address(x), x.size, CPU, x
+        return _address(x), x.size, CPU, x, dtype
 
     def payload(self, payload: Any, who: str) -> Memory:
         if payload.dtype != _UINT8 or not payload.flags.c_contiguous:
             raise _refused_payload(who)
-        return _address(payload), payload.size, CPU, payload
+        return _address(payload), payload.size, CPU, payload, 0
 
     def new_payload(self, num_bytes: int, device: int) -> tuple[Any, int]:
         payload = np.empty(num_bytes, _UINT8)
         return payload, _address(payload)
 
-    def new_output(self, shape: tuple[int, ...], device: int) -> Memory:
-        out = np.empty(shape, _FLOAT32)
-        return _address(out), out.size, CPU, out
+    def slice(self, payload: Any, num_bytes: int) -> Any:
+        return payload[:num_bytes]
 
-    def zeros(self, x: Any) -> Any:
-        return np.zeros(x.shape, _FLOAT32)
+    def new_output(self, shape: tuple[int, ...], device: int, dtype: int) -> Memory:
+        out = np.empty(shape, _numpy_type(dtype))
+        return _address(out), out.size, CPU, out, dtype
+
+    def zeros(self, x: Any, dtype: int | None = None) -> Any:
+        return np.zeros(x.shape, _numpy_type(self.read(x, "zeros")[4] if dtype is None else dtype))
 
     def copy(self, x: Any) -> Any:
         return np.array(x, order="C")
+
+    def add_scaled(self, y: Any, factor: float, x: Any) -> None:
+        y += np.float32(factor) * x
+
+    def decay_and_add(self, y: Any, factor: float, x: Any) -> None:
+        x = x.astype(np.float32, copy=False)
+        y *= np.float32(factor)
+        y += np.where(np.isfinite(x), x, np.float32(0.0))
+
+    def clear(self, y: Any, indices: Any) -> None:
+        y.reshape(-1)[indices] = 0.0
 
     def result(self, owner: Any) -> Any:
         return owner
@@ -148,11 +209,11 @@ class NumpyKind:
     def stream(self, device: int) -> int:
         return 0
 
-    def new_flag(self, device: int) -> tuple[Any, int]:
-        raise AssertionError("only CUDA encodes leave a flag")
+    def new_flags(self, device: int) -> tuple[Any, int]:
+        raise AssertionError("only CUDA encodes leave flags")
 
-    def read_flag(self, flag: Any) -> int:
-        raise AssertionError("only CUDA encodes leave a flag")
+    def read_flags(self, flags: Any) -> tuple[int, int]:
+        raise AssertionError("only CUDA encodes leave flags")
 
 
 class DlpackKind(NumpyKind):
@@ -167,7 +228,10 @@ class DlpackKind(NumpyKind):
             check_cuda(who)
         if device_type not in (1, 3):  # kDLCPU, kDLCUDAHost
             raise _refused_device(who, f"of DLPack type {device_type}")
-        return np.from_dlpack(x)
+        try:
+            return np.from_dlpack(x)
+        except (RuntimeError, BufferError):  # NumPy knows no bfloat16
+            raise _refused_dtype(who, getattr(x, "dtype", "another dtype")) from None
 
     def read(self, x: Any, who: str) -> Memory:
         return super().read(self._view(x, who), who)
@@ -178,11 +242,20 @@ class DlpackKind(NumpyKind):
     def payload(self, payload: Any, who: str) -> Memory:
         return super().payload(self._view(payload, who), who)
 
-    def zeros(self, x: Any) -> Any:
-        return self.result(np.zeros(tuple(x.shape), _FLOAT32))
+    def zeros(self, x: Any, dtype: int | None = None) -> Any:
+        return self.result(super().zeros(self._view(x, "zeros"), dtype))
 
     def copy(self, x: Any) -> Any:
         return self.result(np.array(self._view(x, "copy")))
+
+    def add_scaled(self, y: Any, factor: float, x: Any) -> None:
+        super().add_scaled(self._view(y, "residual"), factor, self._view(x, "velocity"))
+
+    def decay_and_add(self, y: Any, factor: float, x: Any) -> None:
+        super().decay_and_add(self._view(y, "velocity"), factor, self._view(x, "input"))
+
+    def clear(self, y: Any, indices: Any) -> None:
+        super().clear(self._view(y, "velocity"), indices)
 
     def result(self, owner: Any) -> Any:
         from_dlpack = getattr(self._namespace, "from_dlpack", None)
@@ -195,31 +268,40 @@ class TorchKind:
     def __init__(self, torch: Any) -> None:
         self._torch = torch
         self._float32 = torch.float32
+        self._dtypes = (torch.float32, torch.float16, torch.bfloat16)
         self._uint8 = torch.uint8
         self._empty = torch.empty
         self._cpu = torch.device("cpu")
 
+    def _dtype(self, dtype: Any, who: str) -> int:
+        if dtype not in self._dtypes:
+            raise _refused_dtype(who, dtype)
+        return self._dtypes.index(dtype)
+
     def read(self, x: Any, who: str) -> Memory:
+        dtype = FLOAT32
         if x.dtype is not self._float32:
-            raise _refused_dtype(who, x.dtype)
+            if x.dtype is self._torch.float64:
+                x = x.detach().to(self._float32)
+            else:
+                dtype = self._dtype(x.dtype, who)
         if x.layout is not self._torch.strided:
             raise ValueError(f"{who}: expected a dense tensor, got layout {x.layout}; call to_dense first")
         if not x.is_contiguous() or x.is_neg():  # a lazily negated view has the bits of its base
             x = x.detach().resolve_neg().contiguous()
-        return x.data_ptr(), x.numel(), CPU if x.is_cpu else self._ordinal(x, who), x
+        return x.data_ptr(), x.numel(), CPU if x.is_cpu else self._ordinal(x, who), x, dtype
 
     def write(self, x: Any, who: str) -> Memory:
-        if x.dtype is not self._float32:
-            raise _refused_dtype(who, x.dtype)
+        dtype = FLOAT32 if x.dtype is self._float32 else self._dtype(x.dtype, who)
         if x.layout is not self._torch.strided or not x.is_contiguous() or x.is_neg():
             raise _refused_layout(who)
-        return x.data_ptr(), x.numel(), CPU if x.is_cpu else self._ordinal(x, who), x
+        return x.data_ptr(), x.numel(), CPU if x.is_cpu else self._ordinal(x, who), x, dtype
 
     def payload(self, payload: Any, who: str) -> Memory:
         if payload.dtype is not self._uint8 or not payload.is_contiguous():
             raise _refused_payload(who)
         device = CPU if payload.is_cpu else self._ordinal(payload, who)
-        return payload.data_ptr(), payload.numel(), device, payload
+        return payload.data_ptr(), payload.numel(), device, payload, 0
 
     def _ordinal(self, x: Any, who: str) -> int:
         if not x.is_cuda:
@@ -234,15 +316,29 @@ class TorchKind:
         payload = self._empty(num_bytes, dtype=self._uint8, device=self._device(device))
         return payload, payload.data_ptr()
 
-    def new_output(self, shape: tuple[int, ...], device: int) -> Memory:
-        out = self._empty(shape, dtype=self._float32, device=self._device(device))
-        return out.data_ptr(), out.numel(), device, out
+    def slice(self, payload: Any, num_bytes: int) -> Any:
+        return payload[:num_bytes]
 
-    def zeros(self, x: Any) -> Any:
-        return self._torch.zeros(tuple(x.shape), dtype=self._float32, device=x.device)
+    def new_output(self, shape: tuple[int, ...], device: int, dtype: int) -> Memory:
+        out = self._empty(shape, dtype=self._dtypes[dtype], device=self._device(device))
+        return out.data_ptr(), out.numel(), device, out, dtype
+
+    def zeros(self, x: Any, dtype: int | None = None) -> Any:
+        number = self.read(x, "zeros")[4] if dtype is None else dtype
+        return self._torch.zeros(tuple(x.shape), dtype=self._dtypes[number], device=x.device)
 
     def copy(self, x: Any) -> Any:
         return x.detach().clone(memory_format=self._torch.contiguous_format)
+
+    def add_scaled(self, y: Any, factor: float, x: Any) -> None:
+        y.add_(x * factor)  # not alpha=factor, which may fuse: NumPy would give other bits
+
+    def decay_and_add(self, y: Any, factor: float, x: Any) -> None:
+        x = x.detach().to(y.dtype)
+        y.mul_(factor).add_(self._torch.where(x.isfinite(), x, 0.0))
+
+    def clear(self, y: Any, indices: Any) -> None:
+        y.view(-1)[self._torch.from_numpy(indices).to(y.device)] = 0.0
 
     def result(self, owner: Any) -> Any:
         return owner
@@ -254,13 +350,16 @@ class TorchKind:
     def stream(self, device: int) -> int:
         return 0 if device < 0 else int(self._torch.cuda.current_stream(device).cuda_stream)
 
-    def new_flag(self, device: int) -> tuple[Any, int]:
-        flag = self._torch.full((1,), _NO_INDEX, dtype=self._torch.int64, device=self._device(device))
-        return flag, flag.data_ptr()
+    def new_flags(self, device: int) -> tuple[Any, int]:
+        flags = self._torch.full((2,), _NO_INDEX, dtype=self._torch.int64, device=self._device(device))
+        return flags, flags.data_ptr()
 
-    def read_flag(self, flag: Any) -> int:
-        index = int(flag.item())
-        return -1 if index == _NO_INDEX else index
+    def read_flags(self, flags: Any) -> tuple[int, int]:
+        return _flags(flags.tolist())
+
+
+def _flags(values: list[int]) -> tuple[int, int]:
+    return -1 if values[0] == _NO_INDEX else values[0], values[1] & 0xFFFFFFFF
 
 
 class CupyKind:
@@ -276,43 +375,59 @@ class CupyKind:
     def read(self, x: Any, who: str) -> Memory:
         check_cuda(who)
         x = self._view(x)
-        if x.dtype != _FLOAT32:
-            raise _refused_dtype(who, x.dtype)
+        if x.dtype == _FLOAT64:
+            x = x.astype(_FLOAT32)
+        dtype = FLOAT32 if x.dtype == _FLOAT32 else _numpy_dtype(x.dtype, who)
         x = self._cupy.ascontiguousarray(x)
-        return int(x.data.ptr), int(x.size), int(x.device.id), x
+        return int(x.data.ptr), int(x.size), int(x.device.id), x, dtype
 
     def write(self, x: Any, who: str) -> Memory:
         check_cuda(who)
         x = self._view(x)
-        if x.dtype != _FLOAT32:
-            raise _refused_dtype(who, x.dtype)
+        dtype = FLOAT32 if x.dtype == _FLOAT32 else _numpy_dtype(x.dtype, who)
         if not x.flags.c_contiguous:
             raise _refused_layout(who)
-        return int(x.data.ptr), int(x.size), int(x.device.id), x
+        return int(x.data.ptr), int(x.size), int(x.device.id), x, dtype
 
     def payload(self, payload: Any, who: str) -> Memory:
         check_cuda(who)
         payload = self._view(payload)
         if payload.dtype != _UINT8 or not payload.flags.c_contiguous:
             raise _refused_payload(who)
-        return int(payload.data.ptr), int(payload.size), int(payload.device.id), payload
+        return int(payload.data.ptr), int(payload.size), int(payload.device.id), payload, 0
 
     def new_payload(self, num_bytes: int, device: int) -> tuple[Any, int]:
         with self._cupy.cuda.Device(device):
             payload = self._cupy.empty(num_bytes, dtype=_UINT8)
         return payload, int(payload.data.ptr)
 
-    def new_output(self, shape: tuple[int, ...], device: int) -> Memory:
-        with self._cupy.cuda.Device(device):
-            out = self._cupy.empty(shape, dtype=_FLOAT32)
-        return int(out.data.ptr), int(out.size), device, out
+    def slice(self, payload: Any, num_bytes: int) -> Any:
+        return payload[:num_bytes]
 
-    def zeros(self, x: Any) -> Any:
+    def new_output(self, shape: tuple[int, ...], device: int, dtype: int) -> Memory:
+        with self._cupy.cuda.Device(device):
+            out = self._cupy.empty(shape, dtype=_numpy_type(dtype))
+        return int(out.data.ptr), int(out.size), device, out, dtype
+
+    def zeros(self, x: Any, dtype: int | None = None) -> Any:
+        number = self.read(x, "zeros")[4] if dtype is None else dtype
         with self._view(x).device:
-            return self._cupy.zeros(tuple(x.shape), dtype=_FLOAT32)
+            return self._cupy.zeros(tuple(x.shape), dtype=_numpy_type(number))
 
     def copy(self, x: Any) -> Any:
         return self._cupy.array(self._view(x), order="C")
+
+    def add_scaled(self, y: Any, factor: float, x: Any) -> None:
+        y = self._view(y)
+        y += np.float32(factor) * self._view(x)
+
+    def decay_and_add(self, y: Any, factor: float, x: Any) -> None:
+        y, x = self._view(y), self._view(x).astype(np.float32, copy=False)
+        y *= np.float32(factor)
+        y += self._cupy.where(self._cupy.isfinite(x), x, np.float32(0.0))
+
+    def clear(self, y: Any, indices: Any) -> None:
+        self._view(y).reshape(-1)[self._cupy.asarray(indices)] = 0.0
 
     def result(self, owner: Any) -> Any:
         return owner
@@ -324,14 +439,13 @@ class CupyKind:
     def stream(self, device: int) -> int:
         return int(self._cupy.cuda.get_current_stream(device).ptr)
 
-    def new_flag(self, device: int) -> tuple[Any, int]:
+    def new_flags(self, device: int) -> tuple[Any, int]:
         with self._cupy.cuda.Device(device):
-            flag = self._cupy.full((1,), _NO_INDEX, dtype=np.int64)
-        return flag, int(flag.data.ptr)
+            flags = self._cupy.full((2,), _NO_INDEX, dtype=np.int64)
+        return flags, int(flags.data.ptr)
 
-    def read_flag(self, flag: Any) -> int:
-        index = int(flag.item())
-        return -1 if index == _NO_INDEX else index
+    def read_flags(self, flags: Any) -> tuple[int, int]:
+        return _flags(flags.tolist())
 
 
 NUMPY = NumpyKind()

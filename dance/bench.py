@@ -1,25 +1,39 @@
-"""`dance bench`: how fast codecs are here, beside libc's memcpy of the same input in the same run."""
+"""`dance bench`: how fast codecs are here, beside libc's memcpy of the same input and the machine's roof."""
 
 from __future__ import annotations
 
-import ctypes
+import importlib.util
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
-
-import numpy as np
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
 
 import dance
 from dance import _native
+from dance.bench_bed import Bed, Case
 from dance.codecs import CODECS
-from dance.errors import UnavailableError
+from dance.errors import DanceError, UnavailableError
+from dance.roofline import (
+    CpuMachine,
+    CudaMachine,
+    Machine,
+    Probe,
+    Work,
+    bytes_moved,
+    element_nbytes,
+)
 
-OPERATIONS = ("encode", "encode_feedback", "encode_difference", "decode", "decode_add", "mix")
+OPERATIONS = ("encode", "encode_feedback", "encode_difference", "decode", "decode_add", "reduce", "mix")
 _UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 # One timing lasts at least so long: many calls are timed together where one is too short for the clock.
 _MIN_TIMING_S = 1e-3
+# Codecs that have no default for an option: on Gaussian data this sends about 1 % of the elements.
+_EXAMPLES = {"threshold": "threshold:value=2.5758"}
+# What a codec, an operation or a dtype that this version lacks may raise: a case left out, with the reason.
+_LACKING = (AttributeError, DanceError, NotImplementedError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,167 +43,92 @@ class BenchConfig:
     codec: tuple[str, ...] = ()
     """Codecs, for example int8 sign:block=64 topk:ratio=0.01; none given: every codec with its defaults."""
     operation: tuple[str, ...] = OPERATIONS
-    """Operations: encode, encode_feedback, encode_difference, decode, decode_add, and mix (of no codec)."""
+    """Operations: encode, encode_feedback, encode_difference, decode, decode_add, reduce (4 packets into one
+    of the same codec), and mix (of no codec)."""
     numel: tuple[str, ...] = ("64Ki", "1Mi", "16Mi")
-    """Sizes in float32 elements; 64Ki, 1Mi and plain numbers are understood."""
+    """Sizes in elements; 64Ki, 1Mi and plain numbers are understood."""
     threads: int = 1
     """CPU threads."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to measure; cuda needs a GPU and torch."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """What is encoded; residuals and references are float32 always."""
     repetitions: int = 9
     """Rounds over all cases; the median of a case counts."""
+    peers: bool = False
+    """Measure other libraries, those that are installed, in the same rounds (needs the source tree)."""
     json: bool = False
     """Print JSON instead of a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
-    """One line of the result: a codec (as text; "-" for mix), an operation, a number of elements."""
+class Measurement:
+    """A case, or what a peer does in its place, in every round; figures are medians over rounds.
 
-    codec: str
-    operation: str
-    numel: int
+    bytes_moved: bytes an element that must move (`roofline.bytes_moved`), None for peers; bytes_per_element
+    counts the packet's header; relative_error is that of Gaussian data, None for all operations but encode.
+    """
+
+    case: Case
+    peer: str | None
+    rounds_s: tuple[float, ...]
+    copies_s: tuple[float, ...]  # memcpy of the input, just before each of rounds_s
+    input_nbytes: int
+    roof_gb_s: float
+    bytes_moved: float | None = None
+    bytes_per_element: float | None = None
+    relative_error: float | None = None
+
+    @property
+    def median_s(self) -> float:
+        return statistics.median(self.rounds_s)
+
+    @property
+    def gb_s(self) -> float:
+        """1e9 bytes of input a second."""
+        return 1e-9 * self.input_nbytes / self.median_s
+
+    @property
+    def memcpy_ratios(self) -> list[float]:
+        """memcpy's time over ours in each round, sorted; above 1 is faster than a copy."""
+        return sorted(copy / own for copy, own in zip(self.copies_s, self.rounds_s, strict=True))
+
+    @property
+    def roof_share(self) -> float | None:
+        """The rate of the bytes that must move over the roof's; 1 is as fast as memory allows."""
+        if self.bytes_moved is None:
+            return None
+        return 1e-9 * self.bytes_moved * self.case.numel / self.median_s / self.roof_gb_s
+
+    def entry(self) -> dict[str, Any]:
+        """The measurement as JSON has it."""
+        ratios = self.memcpy_ratios
+        return {
+            **asdict(self.case),
+            "peer": self.peer,
+            "median_s": self.median_s,
+            "min_s": min(self.rounds_s),
+            "max_s": max(self.rounds_s),
+            "gb_s": self.gb_s,
+            "memcpy_ratio": statistics.median(ratios),
+            "memcpy_ratio_min": ratios[0],
+            "memcpy_ratio_max": ratios[-1],
+            "roof_share": self.roof_share,
+            "bytes_moved": self.bytes_moved,
+            "bytes_per_element": self.bytes_per_element,
+            "relative_error": self.relative_error,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """gb_s: 1e9 bytes of float32 input a second; memcpy_ratio: memcpy's time over ours, above 1 is faster.
-
-    bytes_per_element counts the packet's header; relative_error is ||decoded - x|| / ||x|| on Gaussian data,
-    None for all operations but encode.
+class Run:
+    """What one call of `measure` found: measurements, roofs (numel -> probe -> GB/s), and the cases that are
+    not built, with the reason.
     """
 
-    codec: str
-    operation: str
-    numel: int
-    median_s: float
-    gb_s: float
-    memcpy_ratio: float
-    bytes_per_element: float | None
-    relative_error: float | None
-
-
-class Machine(Protocol):
-    """Where arrays live and how a piece of work on them is timed."""
-
-    def array(self, values: Any) -> Any: ...
-
-    def host(self, values: Any) -> Any: ...
-
-    def copy(self, source: Any, target: Any) -> Callable[[], object]: ...
-
-    def seconds(self, work: Callable[[], object], calls: int) -> float: ...
-
-
-class CpuMachine:
-    """NumPy arrays, the monotonic clock, libc's memcpy (ctypes.memmove) into memory that was touched."""
-
-    def array(self, values: Any) -> Any:
-        return values.copy()
-
-    def host(self, values: Any) -> Any:
-        return values
-
-    def copy(self, source: Any, target: Any) -> Callable[[], object]:
-        to, of, num_bytes = target.ctypes.data, source.ctypes.data, source.nbytes
-        return lambda: ctypes.memmove(to, of, num_bytes)
-
-    def seconds(self, work: Callable[[], object], calls: int) -> float:
-        start = time.perf_counter()
-        for _ in range(calls):
-            work()
-        return (time.perf_counter() - start) / calls
-
-
-class CudaMachine:
-    """torch tensors on the current GPU, CUDA events, a device-to-device copy in the place of memcpy."""
-
-    def __init__(self) -> None:
-        if not dance.info()["cuda_available"]:
-            built = dance.info()["cuda_built"]
-            reason = "no GPU or driver was found" if built else "this build of dance has no CUDA code"
-            remedy = (
-                "run on a machine with a GPU"
-                if built
-                else "build with nvcc and --config-settings cmake.define.DANCE_CUDA=ON"
-            )
-            raise UnavailableError(f"bench: --device cuda: {reason}; {remedy}, or use --device cpu")
-        try:
-            import torch
-        except ImportError as error:
-            raise UnavailableError(
-                "bench: --device cuda needs torch; pip install 'dance-gan[torch]'"
-            ) from error
-        if not torch.cuda.is_available():
-            raise UnavailableError(
-                f"bench: --device cuda: torch {torch.__version__} sees no GPU; "
-                "install a CUDA build of torch, or use --device cpu"
-            )
-        self._torch: Any = torch
-
-    def array(self, values: Any) -> Any:
-        return self._torch.from_numpy(values).cuda()
-
-    def host(self, values: Any) -> Any:
-        return values.cpu().numpy()
-
-    def copy(self, source: Any, target: Any) -> Callable[[], object]:
-        return lambda: target.copy_(source)
-
-    def seconds(self, work: Callable[[], object], calls: int) -> float:
-        start, end = (self._torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(calls):
-            work()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) / 1e3 / calls
-
-
-class Bed:
-    """The arrays of one size, allocated and touched once, and the work of every case on them."""
-
-    def __init__(self, machine: Machine, numel: int, seed: int = 0) -> None:
-        values = np.random.default_rng(seed).standard_normal(numel, dtype=np.float32)
-        other = np.random.default_rng(seed + 1).standard_normal(numel, dtype=np.float32)
-        self.machine = machine
-        self.numel = numel
-        self.x = machine.array(values)
-        self._other = machine.array(other)
-        self.state = machine.array(other)
-        self.target = machine.array(other)
-
-    def reset(self) -> None:
-        """Give residual and reference their first values again; they change with every call."""
-        self.machine.copy(self._other, self.state)()
-
-    def memcpy(self) -> Callable[[], object]:
-        """The work all others are compared with: a copy of the input."""
-        return self.machine.copy(self.x, self.target)
-
-    def work(self, case: Case) -> Callable[[], object]:
-        """One call of the case's operation, into memory that is used again."""
-        if case.operation == "mix":
-            return lambda: dance.mix(self.state, self._other, self.x, 0.5)
-        codec = dance.codec(case.codec)
-        packet = dance.encode(self.x, codec)
-        if case.operation == "encode":
-            return lambda: dance.encode(self.x, codec, out=packet)
-        if case.operation == "encode_feedback":
-            return lambda: dance.encode_feedback(self.x, self.state, codec, out=packet)
-        if case.operation == "encode_difference":
-            return lambda: dance.encode_difference(self.x, self.state, codec, out=packet)
-        if case.operation == "decode":
-            return lambda: dance.decode(packet, out=self.target)
-        # Weight 1 would let the sum grow over thousands of calls.
-        return lambda: dance.decode(packet, out=self.target, add=True, weight=2.0**-20)
-
-    def quality(self, codec: str) -> tuple[float, float]:
-        """(bytes an element, relative error) of encoding the input."""
-        packet = dance.encode(self.x, codec)
-        x = self.machine.host(self.x).astype(np.float64)
-        error = np.linalg.norm(self.machine.host(dance.decode(packet)) - x)
-        return packet.nbytes / max(1, self.numel), float(error / max(np.linalg.norm(x), 1e-300))
+    results: list[Measurement] = field(default_factory=list)
+    roofs: dict[int, dict[str, float]] = field(default_factory=dict)
+    not_built: list[tuple[Case, str]] = field(default_factory=list)
 
 
 def cases(config: BenchConfig) -> list[Case]:
@@ -199,14 +138,22 @@ def cases(config: BenchConfig) -> list[Case]:
             raise ValueError(f"bench: unknown operation {operation!r}; choose from {', '.join(OPERATIONS)}")
     if config.repetitions < 1:
         raise ValueError(f"bench: repetitions: expected at least 1, got {config.repetitions}")
-    codecs = [str(dance.codec(text)) for text in config.codec or tuple(kind.name for kind in CODECS)]
+    element_nbytes(config.dtype)
+    codecs = [str(dance.codec(text)) for text in config.codec or default_codecs()]
     found = []
     for numel in (elements(text) for text in config.numel):
         for codec in codecs:
             found += [Case(codec=codec, operation=o, numel=numel) for o in config.operation if o != "mix"]
         if "mix" in config.operation:
             found.append(Case(codec="-", operation="mix", numel=numel))
+    if not found:
+        raise ValueError("bench: nothing to measure; name at least one size, operation and codec")
     return found
+
+
+def default_codecs() -> tuple[str, ...]:
+    """Every codec with its defaults, as text."""
+    return tuple(_EXAMPLES.get(kind.name, kind.name) for kind in CODECS)
 
 
 def elements(text: str) -> int:
@@ -217,101 +164,219 @@ def elements(text: str) -> int:
     return int(digits) * factor
 
 
-def measure(config: BenchConfig, on_case: Callable[[Case], None] | None = None) -> list[Measurement]:
-    """Measure every case: repetitions interleaved over all cases of a size, memcpy among them, medians."""
-    chosen = cases(config)
+def measure(
+    config: BenchConfig,
+    on_case: Callable[[Case], None] | None = None,
+    *,
+    chosen: Sequence[Case] | None = None,
+) -> Run:
+    """Measure every case (or those chosen): rounds over all cases of a size, memcpy beside each of them."""
+    wanted = cases(config) if chosen is None else list(chosen)
     machine: Machine = CudaMachine() if config.device == "cuda" else CpuMachine()
-    with _native.num_threads(config.threads):
-        results = []
-        for numel in dict.fromkeys(case.numel for case in chosen):
-            same = [case for case in chosen if case.numel == numel]
-            results += _measure_size(Bed(machine, numel), same, config.repetitions, on_case)
-        return results
+    peers = load_peers() if config.peers else None
+    run = Run()
+    try:
+        with _native.num_threads(config.threads):
+            if peers is not None:
+                peers.set_num_threads(config.threads)
+            for numel in dict.fromkeys(case.numel for case in wanted):
+                bed = Bed(machine, numel, config.dtype)
+                same = [case for case in wanted if case.numel == numel]
+                _measure_size(_Round(config, bed, peers, on_case), same, run)
+    finally:
+        machine.close()
+    if not run.results:
+        raise ValueError(f"bench: nothing could be measured; the first reason: {run.not_built[0][1]}")
+    return run
 
 
-def _measure_size(
-    bed: Bed, chosen: Sequence[Case], repetitions: int, on_case: Callable[[Case], None] | None
-) -> list[Measurement]:
+@dataclass(frozen=True)
+class _Round:
+    """What the candidates of one size have in common."""
+
+    config: BenchConfig
+    bed: Bed
+    peers: Any
+    on_case: Callable[[Case], None] | None
+
+
+@dataclass(kw_only=True)
+class _Candidate:
+    case: Case
+    work: Work
+    peer: Any = None
+    calls: int = 1
+    rounds_s: list[float] = field(default_factory=list)
+    copies_s: list[float] = field(default_factory=list)
+
+
+def _measure_size(shared: _Round, same: Sequence[Case], run: Run) -> None:
+    bed, machine = shared.bed, shared.bed.machine
+    candidates: list[_Candidate] = []
+    for case in same:
+        if shared.on_case is not None:
+            shared.on_case(case)
+        try:
+            candidates.append(_Candidate(case=case, work=bed.work(case)))
+        except _LACKING as error:
+            run.not_built.append((case, f"{type(error).__name__}: {error}"))
+            continue
+        if shared.peers is not None:
+            found = shared.peers.prepared(case.codec, case.operation, bed, shared.config.device)
+            candidates += [_Candidate(case=case, work=peer.work, peer=peer) for peer in found]
     memcpy = bed.memcpy()
-    works = {case: bed.work(case) for case in chosen}
-    times: dict[Case | None, list[float]] = {None: [], **{case: [] for case in chosen}}
-    calls: dict[Case | None, int] = {None: _calls(bed, memcpy)}
-    calls.update((case, _calls(bed, work)) for case, work in works.items())
-    for repetition in range(repetitions):
-        for case, work in works.items():
-            if on_case is not None and repetition == 0:
-                on_case(case)
+    copies = _calls(machine, memcpy)
+    for candidate in candidates:
+        candidate.calls = _calls(machine, candidate.work)
+    probes = [
+        (probe, _calls(machine, probe.work)) for probe in machine.probes(bed.numel, shared.config.threads)
+    ]
+    rates: dict[str, list[float]] = {probe.name: [] for probe, _ in probes}
+    for _ in range(shared.config.repetitions):
+        for probe, calls in probes:
+            rates[probe.name].append(_rate(machine, probe, calls))
+        for candidate in candidates:
             # A copy beside every case: the machine's mood changes within one round.
-            times[None].append(bed.machine.seconds(memcpy, calls[None]))
-            bed.reset()
-            times[case].append(bed.machine.seconds(work, calls[case]))
-    copy_s = statistics.median(times[None])
-    quality = {codec: bed.quality(codec) for codec in dict.fromkeys(c.codec for c in chosen) if codec != "-"}
-    return [_measurement(case, statistics.median(times[case]), copy_s, quality) for case in chosen]
+            candidate.copies_s.append(machine.seconds(memcpy, copies))
+            candidate.rounds_s.append(machine.seconds(candidate.work, candidate.calls))
+    roof = {name: statistics.median(found) for name, found in rates.items()}
+    run.roofs[bed.numel] = roof
+    run.results.extend(_measurements(bed, candidates, max(roof.values())))
 
 
-def _calls(bed: Bed, work: Callable[[], object]) -> int:
+def _rate(machine: Machine, probe: Probe, calls: int) -> float:
+    return 1e-9 * probe.num_bytes / machine.seconds(probe.work, calls)
+
+
+def _calls(machine: Machine, work: Work) -> int:
     """How many calls one timing needs; also the warm-up."""
-    bed.machine.seconds(work, 1)
-    once = max(bed.machine.seconds(work, 3), 1e-8)
+    machine.seconds(work, 1)
+    once = machine.seconds(work, 1)
+    if once < _MIN_TIMING_S:
+        once = max(machine.seconds(work, 3), 1e-8)
     return max(1, min(10_000, int(_MIN_TIMING_S / once)))
 
 
-def _measurement(
-    case: Case, median_s: float, copy_s: float, quality: Mapping[str, tuple[float, float]]
-) -> Measurement:
-    size, error = quality.get(case.codec, (None, None))
-    return Measurement(
-        **asdict(case),
-        median_s=median_s,
-        gb_s=4e-9 * case.numel / median_s,
-        memcpy_ratio=copy_s / median_s,
-        bytes_per_element=size,
-        relative_error=error if case.operation == "encode" else None,
+def _measurements(bed: Bed, candidates: Sequence[_Candidate], roof_gb_s: float) -> Iterator[Measurement]:
+    qualities = {
+        text: bed.quality(text) for text in dict.fromkeys(c.case.codec for c in candidates) if text != "-"
+    }
+    for candidate in candidates:
+        case, peer = candidate.case, candidate.peer
+        own = qualities.get(case.codec)
+        size = None if own is None else own.bytes_per_element
+        error = None if own is None else own.relative_error
+        moved = None
+        if peer is not None:
+            size = None if peer.nbytes is None else peer.nbytes / bed.numel
+            decoded = peer.decoded() if case.operation == "encode" and peer.decoded is not None else None
+            error = None if decoded is None else bed.relative_error(decoded)
+        elif own is None:
+            moved = bytes_moved(None, case.operation, payload=0.0)
+        else:
+            moved = bytes_moved(
+                dance.codec(case.codec),
+                case.operation,
+                payload=own.payload,
+                kept=own.kept,
+                element_nbytes=bed.input_nbytes // bed.numel,
+            )
+        yield Measurement(
+            case=case,
+            peer=None if peer is None else peer.name,
+            rounds_s=tuple(candidate.rounds_s),
+            copies_s=tuple(candidate.copies_s),
+            input_nbytes=bed.input_nbytes,
+            roof_gb_s=roof_gb_s,
+            bytes_moved=moved,
+            bytes_per_element=size,
+            relative_error=error if case.operation == "encode" else None,
+        )
+
+
+@lru_cache(maxsize=1)
+def load_peers() -> Any:
+    """Returns the package benchmarks/peers of the source tree; UnavailableError where there is none."""
+    places = [Path.cwd(), Path(__file__).resolve().parents[1]]
+    for folder in (place / "benchmarks" / "peers" for place in places):
+        # Not by import: other distributions bring modules named benchmarks, too.
+        init = folder / "__init__.py"
+        if init.is_file():
+            spec = importlib.util.spec_from_file_location(
+                "dance_peers", init, submodule_search_locations=[str(folder)]
+            )
+            assert spec is not None
+            assert spec.loader is not None
+            module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            return module
+    raise UnavailableError(
+        f"bench: --peers: no benchmarks/peers in {places[0]}; run from the source tree, or without --peers"
     )
 
 
-def report(config: BenchConfig, results: Sequence[Measurement]) -> dict[str, Any]:
-    """What `dance bench --json` prints: the machine's part and one object a case."""
+def report(config: BenchConfig, run: Run) -> dict[str, Any]:
+    """What `dance bench --json` prints: the machine's part, the roofs, and one object a case."""
     info = dance.info()
     return {
         "version": info["version"],
         "device": config.device,
+        "dtype": config.dtype,
         "cpu_target": info["cpu_target"],
         "threads": config.threads,
         "repetitions": config.repetitions,
-        "results": [asdict(result) for result in results],
+        "roof": [
+            {"numel": numel, "gb_s": max(rates.values()), "probes": rates}
+            for numel, rates in run.roofs.items()
+        ],
+        "results": [result.entry() for result in run.results],
+        "not_built": [{**asdict(case), "reason": reason} for case, reason in run.not_built],
     }
 
 
-def print_table(config: BenchConfig, results: Sequence[Measurement]) -> None:
+def print_table(config: BenchConfig, run: Run) -> None:
     """Print the measurements as one table a size."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
+    console = Console(highlight=False)
     info = dance.info()
     where = (
         "this GPU" if config.device == "cuda" else f"CPU, {info['cpu_target']}, {config.threads} thread(s)"
     )
-    for numel in dict.fromkeys(result.numel for result in results):
+    for numel, roof in run.roofs.items():
+        best = max(roof, key=roof.__getitem__)
         table = Table(
-            title=f"{sized(numel)} float32 elements - {where}", title_justify="left", box=box.SIMPLE_HEAD
+            title=f"{sized(numel)} {config.dtype} elements - {where}",
+            title_justify="left",
+            caption=f"roof: {roof[best]:.1f} GB/s of traffic ({best})",
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
         )
-        table.add_column("codec", no_wrap=True)
-        table.add_column("operation", no_wrap=True)
-        for column in ("GB/s", "x memcpy", "B/elem.", "rel. error"):
+        table.add_column("", min_width=19, overflow="fold")
+        for column in ("GB/s", "x memcpy", "min..max", "roof", "B/elem.", "error"):
             table.add_column(column, justify="right", no_wrap=True)
         last = None
-        for result in (r for r in results if r.numel == numel):
-            size = "" if result.bytes_per_element is None else f"{result.bytes_per_element:.3f}"
-            error = "" if result.relative_error is None else f"{result.relative_error:.2e}"
-            name = "" if result.codec == last else result.codec
-            last = result.codec
+        for result in (r for r in run.results if r.case.numel == numel):
+            if result.case.codec != last:
+                last = result.case.codec
+                table.add_row("no codec" if last == "-" else last)
+            ratios = result.memcpy_ratios
             table.add_row(
-                name, result.operation, f"{result.gb_s:.2f}", f"{result.memcpy_ratio:.2f}", size, error
+                f"  {result.case.operation}" if result.peer is None else f"    {result.peer}",
+                f"{result.gb_s:.2f}",
+                f"{statistics.median(ratios):.2f}",
+                f"{ratios[0]:.2f}..{ratios[-1]:.2f}",
+                "" if result.roof_share is None else f"{result.roof_share:.0%}",
+                "" if result.bytes_per_element is None else f"{result.bytes_per_element:.3f}",
+                "" if result.relative_error is None else f"{result.relative_error:.1e}",
             )
-        Console().print(table)
+        console.print(table)
+    for reason in dict.fromkeys(reason for _, reason in run.not_built):
+        without = dict.fromkeys(f"{c.codec} {c.operation}" for c, found in run.not_built if found == reason)
+        console.print(f"not built: {', '.join(without)}: {reason}", markup=False)
 
 
 def sized(numel: int) -> str:

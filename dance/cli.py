@@ -155,13 +155,29 @@ def _info(arguments: list[str]) -> int:
 def _bench(arguments: list[str]) -> int:
     from dance import bench
 
-    description = """Measure the codecs on this machine: GB/s of float32 input, the ratio to libc memcpy of
-the same input in the same run (above 1: faster than a copy), bytes an element, relative error.
+    description = """Measure the codecs on this machine: every case and libc's memcpy of its input in turn,
+round after round; figures are medians over rounds.
+
+columns:
+  GB/s      1e9 bytes of input a second, whatever the operation
+  x memcpy  memcpy's time over ours, round by round (above 1: faster than a copy), and min..max over rounds
+  roof      the rate of the bytes that must move (each array once over the memory bus: 4 + 1.02 an element
+            for int8 encode, 4 + 8 + 1.02 with feedback; docs/performance.md has all), over the best rate of
+            three plain loops at this size in the same rounds: memcpy (8 bytes an element must move), y += x
+            (12) and y = -y (8), by NumPy or, with --device cuda, by torch on the current stream
+  B/elem.   bytes an element on the wire, header included
+  error     ||decoded - x|| / ||x|| on Gaussian data
+
+Below 64Ki elements the calls themselves, from Python, take most of the time, those of the roof too. Residuals
+and references get their first values back before every call, untimed. Threads concern codecs and roof; memcpy
+has one.
 
 examples:
   dance bench
-  dance bench --codec int8 topk:ratio=0.01 --numel 64Ki 16Mi --threads 1
-  dance bench --json > bench.json"""
+  dance bench --codec int8 topk:ratio=0.01 --operation encode encode_feedback --numel 64Ki 16Mi
+  dance bench --peers --codec int8        with torch, fbgemm, piquant, bitsandbytes ... if installed
+  dance bench --device cuda --numel 64Mi --json > bench.json"""
+    arguments = _joined(arguments, ("--codec", "--operation", "--numel"))
     config = _parse(bench.BenchConfig, "dance bench", description, arguments)
 
     if config.json:
@@ -170,11 +186,28 @@ examples:
     from rich.console import Console
 
     with Console(stderr=True).status("measuring") as status:
-        results = bench.measure(
-            config, lambda case: status.update(f"measuring {case.codec} {case.operation}")
-        )
-    bench.print_table(config, results)
+        run = bench.measure(config, lambda case: status.update(f"measuring {case.codec} {case.operation}"))
+    bench.print_table(config, run)
     return 0
+
+
+def _joined(arguments: list[str], flags: Sequence[str]) -> list[str]:
+    """The arguments with all values of a flag that is given several times behind its first occurrence."""
+    values: dict[str, list[str]] = {}
+    rest: list[str] = []
+    into = rest
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag in flags:
+            into = values.setdefault(flag, [])
+            if equals:
+                into.append(value)
+        elif argument.startswith("--"):
+            into = rest
+            rest.append(argument)
+        else:
+            into.append(argument)
+    return rest + [word for flag, given in values.items() for word in (flag, *given)]
 
 
 def _train(arguments: list[str]) -> int:

@@ -1,7 +1,8 @@
-"""The cases on which all backends must agree with the oracle: codecs, operations, awkward sizes and values.
+"""The cases on which all backends must agree with the oracle: codecs, operations, dtypes, sizes and values.
 
-Run as a program it prints, for each number of threads among its arguments, a digest of every case as this
-build of dance computes it; tests/test_bits.py runs it once per CPU target.
+The codecs are those of dance.codecs.CODECS, so that a new one joins by itself. Run as a program it prints,
+for each number of threads among its arguments, a digest of every case as this build of dance computes it;
+tests/test_bits.py runs it once per CPU target.
 """
 
 from __future__ import annotations
@@ -10,52 +11,26 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
+from random import Random
 from typing import Any
 
 import numpy as np
 import reference
+from reference import DTYPES
+from texts import sizes, texts
+from values import VALUES, any_nan
 
 FLT_MAX, FLT_MIN = reference.FLT_MAX, reference.FLT_MIN
 OPERATIONS = ("encode", "feedback", "difference")
-BLOCKS = (32, 100, 256, 784, 4096)
 PRIME = 1009
+MIDDLE = 40_009  # several chunks, several blocks of every size
+THREADED = 3 * 2**16 + 29  # from 2^17 elements on a call may use several threads
 LARGE = 2**20 + 3
 WEIGHT, ADD_WEIGHT, STEP = 0.3, -1.7, 0.37
 
-
-def _magnitudes(rng: np.random.Generator, n: int, low: int, high: int) -> np.ndarray:
-    x = np.exp2(rng.uniform(low, high, n)) * rng.choice([-1.0, 1.0], n)
-    return np.clip(x, -FLT_MAX, FLT_MAX).astype(np.float32)
-
-
-def _sprinkle(rng: np.random.Generator, n: int, *values: float) -> np.ndarray:
-    """Gaussian with a bad value about every 400 elements, so that some blocks are clean and some are not."""
-    x = rng.standard_normal(n).astype(np.float32)
-    for i in np.flatnonzero(rng.random(n) < 1 / 400).tolist():
-        x[i] = rng.choice(values)
-    if n:
-        x[n // 2] = values[0]
-    return x
-
-
-VALUES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
-    "gaussian": lambda rng, n: rng.standard_normal(n).astype(np.float32),
-    "zero": lambda rng, n: np.zeros(n, np.float32),
-    "negative_zero": lambda rng, n: np.where(rng.random(n) < 0.5, np.float32(-0.0), np.float32(0.0)),
-    "denormal": lambda rng, n: _magnitudes(rng, n, -149, -126),
-    "smallest": lambda rng, n: _magnitudes(
-        rng, n, -128, -115
-    ),  # around the scales that are too small to be sent
-    "huge": lambda rng, n: np.where(rng.random(n) < 0.5, FLT_MAX, -FLT_MAX).astype(np.float32),
-    "half": lambda rng, n: _magnitudes(
-        rng, n, -26, 18
-    ),  # from below float16's subnormals to above its largest
-    "mixed": lambda rng, n: _magnitudes(rng, n, -149, 128),
-    "ties": lambda rng, n: rng.integers(-3, 4, n).astype(np.float32) * np.float32(0.5),
-    "inf": lambda rng, n: _sprinkle(rng, n, np.inf, -np.inf),
-    "nan": lambda rng, n: _sprinkle(rng, n, np.nan, np.inf),
-}
+# ---- cases
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,46 +39,84 @@ class Case:
     operation: str
     numel: int
     values: str
+    dtypes: tuple[str, str, str] = ("float32", "float32", "float32")  # of x, state and output
 
     @property
     def name(self) -> str:
-        return f"{self.codec} {self.operation} {self.numel} {self.values}"
+        return f"{self.codec} {self.operation} {self.numel} {self.values} {'/'.join(self.dtypes)}"
+
+    @property
+    def seed(self) -> int:
+        return (self.numel + 1) * 0x9E3779B97F4A7C15 % 2**64
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Input, state and the array that a decode adds to."""
-        rng = np.random.default_rng([self.numel, list(VALUES).index(self.values)])
-        x = VALUES[self.values](rng, self.numel)
-        state = (np.roll(x, 7) * np.float32(0.5)).astype(np.float32)
-        return x, state, rng.standard_normal(self.numel).astype(np.float32)
+        """Input, state and the array that a decode adds to; bfloat16 as its bits."""
+        with np.errstate(all="ignore"):
+            x, state, out = (
+                reference.store(array, dtype).copy()
+                for array, dtype in zip(_drawn(self.numel, self.values), self.dtypes, strict=True)
+            )
+        if self.values == "nan":
+            rng = np.random.default_rng(self.numel)
+            return any_nan(rng, x, self.dtypes[0]), any_nan(rng, state, self.dtypes[1]), out
+        return x, state, out
+
+
+@lru_cache(maxsize=16)
+def _drawn(numel: int, values: str) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng([numel, list(VALUES).index(values)])
+    x = VALUES[values](rng, numel)
+    arrays = x, np.roll(x, 7) * np.float32(0.5), rng.standard_normal(numel)
+    return tuple(array.astype(np.float32) for array in arrays)
+
+
+def _dtypes(draw: Random) -> tuple[str, str, str]:
+    """All float32, or any."""
+    if draw.random() < 0.4:
+        return ("float32", "float32", "float32")
+    return draw.choice(DTYPES), draw.choice(DTYPES), draw.choice(DTYPES)
 
 
 def small_cases() -> Iterator[Case]:
-    for values in VALUES:
+    """Every codec on every size with every family of values, with some of them where it is a sparse one whose
+    values another codec encodes; the operation and the dtypes are drawn. Then all operations and dtypes.
+    """
+    for text in texts():
+        draw, mixed = Random(text), "values=" in text
+        for numel in sizes(text):
+            for values in draw.sample(list(VALUES), 3 if mixed else len(VALUES) if numel else 1):
+                operation, dtypes = draw.choice(OPERATIONS), _dtypes(draw)
+                yield Case(codec=text, operation=operation, numel=numel, values=values, dtypes=dtypes)
         for operation in OPERATIONS:
-            for codec in ("none", "fp16", "bf16", "topk:ratio=0.01", "topk:ratio=0.3", "topk:ratio=1.0"):
-                for numel in (0, 1, 31, 32, 33, PRIME, 1023, 1024, 1025):
-                    yield Case(codec=codec, operation=operation, numel=numel, values=values)
-            for block in BLOCKS:
-                for name in ("int8", "sign"):
-                    for numel in sorted({0, 1, 31, 32, 33, block - 1, block, block + 1, PRIME}):
-                        yield Case(
-                            codec=f"{name}:block={block}", operation=operation, numel=numel, values=values
-                        )
+            for dtype in (draw.choice(DTYPES),) if mixed else DTYPES:
+                for values in ("gaussian", "nan"):
+                    yield Case(codec=text, operation=operation, numel=517, values=values, dtypes=(dtype,) * 3)
+        yield Case(codec=text, operation="feedback", numel=MIDDLE, values=draw.choice(list(VALUES)))
 
 
 def large_cases() -> Iterator[Case]:
     """Large enough for several threads; few, because the oracle is slow."""
-    for codec in ("none", "fp16", "bf16", "int8:block=256", "sign:block=256", "topk:ratio=0.01"):
-        yield Case(codec=codec, operation="feedback", numel=LARGE, values="nan")
-        yield Case(codec=codec, operation="difference", numel=LARGE, values="gaussian")
-    yield Case(codec="int8:block=100", operation="encode", numel=LARGE, values="mixed")
-    yield Case(codec="sign:block=784", operation="encode", numel=LARGE, values="mixed")
-    yield Case(codec="topk:ratio=0.01", operation="encode", numel=LARGE, values="ties")
-    yield Case(codec="topk:ratio=0.3", operation="feedback", numel=LARGE, values="mixed")
+    from dance import codecs
+
+    for text in texts():
+        draw = Random(f"large {text}")
+        values = draw.choice(("gaussian", "nan", "mixed", "ties", "half"))
+        if draw.random() < 0.5 or "values=" not in text:
+            operation, dtypes = draw.choice(OPERATIONS), _dtypes(draw)
+            yield Case(codec=text, operation=operation, numel=THREADED, values=values, dtypes=dtypes)
+    for i, kind in enumerate(codecs.CODECS):
+        text, values = str(codecs.codec(kind.examples[0])), ("gaussian", "nan")[i % 2]
+        yield Case(codec=text, operation=OPERATIONS[1 + i // 2 % 2], numel=LARGE, values=values)
+    for values in ("ties", "zero"):  # selectors among equals
+        for name in ("topk", "dgc"):
+            yield Case(codec=f"{name}:ratio=0.3", operation="feedback", numel=LARGE, values=values)
 
 
 def all_cases() -> list[Case]:
     return [*small_cases(), *large_cases()]
+
+
+# ---- results
 
 
 Results = dict[str, np.ndarray]  # payload, state, decoded, weighted, added: what must be equal bit for bit
@@ -112,48 +125,77 @@ Results = dict[str, np.ndarray]  # payload, state, decoded, weighted, added: wha
 def through_oracle(case: Case) -> Results:
     x, state, out = case.arrays()
     c = reference.codec(case.codec)
-    with np.errstate(all="ignore"):
-        if case.operation == "encode":
-            encoded = reference.encode(c, x)
-        elif case.operation == "feedback":
-            encoded, state = reference.encode_feedback(c, x, state)
-        else:
-            encoded, state = reference.encode_difference(c, x, state)
-        return {
-            "payload": np.frombuffer(encoded.payload, np.uint8),
-            "state": state,
-            "decoded": reference.decode(c, encoded.payload, x.size),
-            "weighted": reference.decode(c, encoded.payload, x.size, WEIGHT),
-            "added": reference.decode_add(c, encoded.payload, out, ADD_WEIGHT),
-        }
+    dtype, state_dtype, out_dtype = case.dtypes
+    if case.operation == "encode":
+        encoded = reference.encode(c, x, dtype=dtype, seed=case.seed)
+    else:
+        step = reference.encode_feedback if case.operation == "feedback" else reference.encode_difference
+        encoded, state = step(c, x, state, dtype=dtype, state_dtype=state_dtype, seed=case.seed)
+    return {
+        "payload": np.frombuffer(encoded.packet.payload, np.uint8),
+        "state": state,
+        "decoded": reference.decode(encoded.packet),
+        "weighted": reference.decode(encoded.packet, out_dtype=out_dtype, weight=WEIGHT),
+        "added": reference.decode_add(encoded.packet, out, out_dtype=out_dtype, weight=ADD_WEIGHT),
+    }
+
+
+def to_torch(raw: np.ndarray, dtype: str) -> Any:
+    """A tensor of ``dtype`` on the bits of ``raw``."""
+    import torch
+
+    if dtype == "bfloat16":
+        return torch.from_numpy(raw.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(raw)
+
+
+def to_arrays(raw: np.ndarray, dtype: str) -> Any:
+    """NumPy where it has the dtype, else torch."""
+    return to_torch(raw, dtype) if dtype == "bfloat16" else raw
+
+
+def to_raw(array: Any) -> np.ndarray:
+    """Arrays of NumPy and CPU tensors of torch as arrays of the oracle."""
+    if isinstance(array, np.ndarray):
+        return array
+    import torch
+
+    if array.dtype == torch.bfloat16:
+        return array.view(torch.int16).numpy().view(np.uint16)
+    return array.numpy()  # type: ignore[no-any-return]
 
 
 def through_dance(
     case: Case,
-    to: Callable[[np.ndarray], Any] = lambda array: array,
-    back: Callable[[Any], np.ndarray] = lambda array: array,
+    to: Callable[[np.ndarray, str], Any] = to_arrays,
+    back: Callable[[Any], np.ndarray] = to_raw,
 ) -> Results:
     """The same through the library; ``to`` and ``back`` move arrays to and from another library or device."""
     import dance
 
-    x, state, out = (to(array) for array in case.arrays())
+    x, state, out = (to(array, dtype) for array, dtype in zip(case.arrays(), case.dtypes, strict=True))
     if case.operation == "encode":
-        p = dance.encode(x, case.codec, nonfinite="zero")
+        p = dance.encode(x, case.codec, seed=case.seed, nonfinite="zero")
     elif case.operation == "feedback":
-        p = dance.encode_feedback(x, state, case.codec, nonfinite="zero")
+        p = dance.encode_feedback(x, state, case.codec, seed=case.seed, nonfinite="zero")
     else:
-        p = dance.encode_difference(x, state, case.codec, nonfinite="zero")
+        p = dance.encode_difference(x, state, case.codec, seed=case.seed, nonfinite="zero")
     decoded = dance.decode(p)
-    weighted = dance.decode(p, weight=WEIGHT)
+    weighted = to(np.full(case.numel, 77, out_type(case.dtypes[2])), case.dtypes[2])
+    dance.decode(p, out=weighted, weight=WEIGHT)
     dance.decode(p, out=out, add=True, weight=ADD_WEIGHT)
     results = {"payload": p.payload, "state": state, "decoded": decoded, "weighted": weighted, "added": out}
     return {name: back(array) for name, array in results.items()}
 
 
+def out_type(dtype: str) -> Any:
+    return {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}[dtype]
+
+
 def digest(results: Results) -> str:
     h = blake2b(digest_size=8)
     for name in sorted(results):
-        h.update(np.ascontiguousarray(results[name]).tobytes())
+        h.update(np.ascontiguousarray(results[name]).data.cast("B") if results[name].size else b"")
     return h.hexdigest()
 
 
@@ -163,7 +205,7 @@ def difference(got: Results, expected: Results) -> str:
         have = got[name]
         if have.shape != want.shape or have.dtype != want.dtype:
             return f"{name}: {have.dtype}{have.shape} instead of {want.dtype}{want.shape}"
-        bits = np.uint8 if want.dtype == np.uint8 else np.uint32
+        bits = f"u{want.dtype.itemsize}"
         where = np.flatnonzero(have.view(bits) != want.view(bits))
         if where.size:
             i = int(where[0])
@@ -174,15 +216,24 @@ def difference(got: Results, expected: Results) -> str:
 
 
 def main() -> None:
+    """Of more than one thread only the cases that may use them, and every tenth of the others."""
+    import reductions
+
     import dance
 
-    cases = all_cases()
     report = {}
     for num_threads in map(int, sys.argv[1:]):
         dance.set_num_threads(num_threads)
-        report[num_threads] = {case.name: digest(through_dance(case)) for case in cases}
+        digests = report[num_threads] = {}
+        for i, case in enumerate(all_cases()):
+            if num_threads == 1 or case.numel >= THREADED or i % 10 == 0:
+                digests[case.name] = digest(through_dance(case))
+        for i, task in enumerate(reductions.reductions()):
+            if num_threads == 1 or task.numel >= THREADED or i % 10 == 0:
+                digests[task.name] = digest(reductions.through_dance(task))
     json.dump({"target": dance.info()["cpu_target"], "digests": report}, sys.stdout)
 
 
 if __name__ == "__main__":
+    sys.modules["cases"] = sys.modules["__main__"]  # what reductions imports
     main()

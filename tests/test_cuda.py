@@ -1,49 +1,94 @@
-"""On a GPU: bits equal to the CPU's for every codec, operation, size and value; reports, streams, bounds."""
+"""On a GPU: the CPU's bits for every codec, operation, size and value; reports, streams, graphs, bounds."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import cases
 import numpy as np
 import pytest
+import reductions
+import reference
 import torch
 
 import dance
+from dance.codecs import CODECS
 
 pytestmark = pytest.mark.cuda
-LARGE = [*cases.large_cases()]
+KINDS = [kind.name for kind in CODECS]
+EXAMPLES = [str(dance.codec(example)) for kind in CODECS for example in kind.examples]
+FIXED = [text for text in EXAMPLES if dance.codec(text).fixed_size]
 
 
-def through_torch(case: cases.Case) -> cases.Results:
-    return cases.through_dance(case, lambda a: torch.from_numpy(a).cuda(), lambda t: t.cpu().numpy())
+def to_gpu(raw: np.ndarray, dtype: str) -> torch.Tensor:
+    return cases.to_torch(raw, dtype).cuda()
 
 
-@pytest.mark.parametrize("values", list(cases.VALUES))
-@pytest.mark.parametrize("operation", cases.OPERATIONS)
-def test_small_arrays_equal_the_cpu(operation: str, values: str) -> None:
-    chosen = [case for case in cases.small_cases() if case.operation == operation and case.values == values]
-    assert len(chosen) > 100
+def to_cpu(tensor: torch.Tensor) -> np.ndarray:
+    return cases.to_raw(tensor.cpu())
+
+
+def of_kind(kind: str, tasks: Iterator[Any]) -> Iterator[Any]:
+    return (task for task in tasks if task.codec.partition(":")[0] == kind)
+
+
+def check(task: Any) -> None:
+    module = cases if isinstance(task, cases.Case) else reductions
+    assert not cases.difference(module.through_dance(task, to_gpu, to_cpu), module.through_dance(task)), (
+        task.name
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_arrays_equal_the_cpu(kind: str) -> None:
+    chosen = [*of_kind(kind, cases.small_cases())]
+    assert len(chosen) > 50
     for case in chosen:
-        assert not cases.difference(through_torch(case), cases.through_dance(case)), case.name
+        check(case)
 
 
-@pytest.mark.parametrize("case", LARGE, ids=[case.name for case in LARGE])
-def test_large_arrays_equal_the_cpu(case: cases.Case) -> None:
-    assert not cases.difference(through_torch(case), cases.through_dance(case))
+@pytest.mark.parametrize("kind", KINDS)
+def test_large_arrays_equal_the_cpu(kind: str) -> None:
+    chosen = [*of_kind(kind, cases.large_cases())]
+    assert chosen
+    for case in chosen:
+        check(case)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_sums_equal_the_cpu(kind: str) -> None:
+    chosen = [task for task in reductions.reductions() if task.codecs[0].partition(":")[0] == kind]
+    assert len(chosen) > 5
+    for task in chosen:
+        check(task)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
 @pytest.mark.parametrize("numel", [0, 1, 33, cases.PRIME, cases.LARGE])
-def test_mix_equals_the_cpu(numel: int) -> None:
+def test_mix_equals_the_cpu(numel: int, dtype: str) -> None:
     rng = np.random.default_rng(numel)
-    x, s, ref = (rng.standard_normal(numel).astype(np.float32) for _ in range(3))
-    moved = torch.from_numpy(x.copy()).cuda()
-    dance.mix(moved, torch.from_numpy(s).cuda(), torch.from_numpy(ref).cuda(), cases.STEP)
-    dance.mix(x, s, ref, cases.STEP)
-    assert np.array_equal(moved.cpu().numpy().view(np.uint32), x.view(np.uint32))
+    x, s, ref = (reference.store(rng.standard_normal(numel).astype(np.float32), dtype) for _ in range(3))
+    moved = to_gpu(x.copy(), dtype)
+    dance.mix(moved, to_gpu(s, dtype), to_gpu(ref, dtype), cases.STEP)
+    dance.mix(*(cases.to_arrays(array, dtype) for array in (x, s, ref)), cases.STEP)
+    assert to_cpu(moved).tobytes() == x.tobytes()
 
 
-@pytest.mark.parametrize("codec", ["none", "fp16", "bf16", "int8", "sign", "topk"])
+@pytest.mark.parametrize("codec", EXAMPLES)
+def test_slices_that_are_aligned_to_their_elements_only_equal_the_cpu(codec: str) -> None:
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        x = torch.randn(5002, generator=torch.Generator().manual_seed(1)).to(dtype)
+        residual = torch.zeros(5003)
+        gpu, gpu_residual = x.cuda(), residual.cuda()
+        for start in (0, 1):
+            p = dance.encode_feedback(gpu[start:][:5001], gpu_residual[start:][:5001], codec, seed=6)
+            want = dance.encode_feedback(x[start:][:5001], residual[start:][:5001], codec, seed=6)
+            assert p.to_bytes() == want.to_bytes()
+            assert torch.equal(gpu_residual.cpu(), residual)
+
+
+@pytest.mark.parametrize("codec", EXAMPLES)
 def test_packets_travel_between_gpu_and_cpu(codec: str) -> None:
     x = torch.linspace(-3, 3, 5000, device="cuda").reshape(50, 100)
     p = dance.encode(x, codec, seed=8)
@@ -55,13 +100,14 @@ def test_packets_travel_between_gpu_and_cpu(codec: str) -> None:
     assert y.is_cuda
     assert y.shape == x.shape
     assert torch.equal(y, dance.decode(p))
+    assert torch.equal(y.cpu(), dance.decode(dance.encode(x.cpu(), codec, seed=8)))
     with pytest.raises(ValueError, match="out: expected cuda:0, got the CPU"):
         dance.decode(p, out=torch.zeros(5000))
     with pytest.raises(ValueError, match="residual: expected cuda:0, got the CPU"):
         dance.encode_feedback(x, torch.zeros(5000), codec)
 
 
-@pytest.mark.parametrize("codec", ["none", "fp16", "int8", "sign", "topk"])
+@pytest.mark.parametrize("codec", EXAMPLES)
 def test_non_finite_input_is_reported_at_the_next_call_that_waits(codec: str) -> None:
     x = torch.ones(100_000, device="cuda")
     x[[31_337, 99_999]] = float("nan")
@@ -74,39 +120,117 @@ def test_non_finite_input_is_reported_at_the_next_call_that_waits(codec: str) ->
         dance.encode(x, codec).check_finite()
 
 
-def test_work_is_put_on_the_current_stream() -> None:
+@pytest.mark.parametrize("codec", EXAMPLES)
+def test_work_is_put_on_the_current_stream(codec: str) -> None:
     stream = torch.cuda.Stream()
-    x = torch.randn(1 << 22, device="cuda")
-    expected = dance.encode(x.cpu(), "int8").to_bytes()
-    stream.wait_stream(torch.cuda.current_stream())
+    x = torch.randn(1 << 20, device="cuda")
+    expected = dance.encode(x.cpu(), codec).to_bytes()
+    late, residual = torch.zeros_like(x), torch.zeros_like(x)
+    torch.cuda.synchronize()
     with torch.cuda.stream(stream):
-        late = torch.zeros_like(x)
+        dance.encode_feedback(torch.ones_like(x), residual, codec)  # the first allocations may wait
+        residual.zero_()
+        stream.synchronize()
         torch.cuda._sleep(50_000_000)  # without the order of the stream the encode would see zeros
         late.copy_(x)
-        p = dance.encode(late, "int8")
+        p = dance.encode_feedback(late, residual, codec)
         assert not stream.query(), "encode waited for the GPU"
         assert p.to_bytes() == expected
 
 
-def test_indices_of_a_hostile_payload_stay_in_bounds() -> None:
-    p = dance.encode(torch.arange(1000.0, device="cuda"), "topk:ratio=0.01")
-    p.payload.view(torch.int32)[:10] = torch.tensor(
-        [0, 5, 10**6, 2**31 - 1, -1, -2, 999, 1000, 1001, 3], device="cuda"
-    )
-    guarded = torch.full((3000,), 7.0, device="cuda")
-    dance.decode(p, out=guarded[1000:2000])
-    torch.cuda.synchronize()
-    assert (guarded[:1000] == 7.0).all()
-    assert (guarded[2000:] == 7.0).all()
+@pytest.mark.parametrize("codec", FIXED)
+def test_encode_and_decode_run_in_a_graph(codec: str) -> None:
+    x = torch.randn(300_001, device="cuda")
+    residual, y = torch.zeros_like(x), torch.zeros_like(x)
+    dance.decode(dance.encode_feedback(x, residual.clone(), codec, seed=4), out=y)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        p = dance.encode_feedback(x, residual, codec, seed=4, nonfinite="zero")
+        dance.decode(p, out=y)
+        total = dance.reduce([p, p], mean=True)
+    on_cpu = torch.zeros(300_001)
+    for step in range(3):
+        new = torch.randn(300_001, generator=torch.Generator().manual_seed(step))
+        new[step::3] *= 100.0**step  # another selection, other scales
+        x.copy_(new)
+        graph.replay()
+        want = dance.encode_feedback(new, on_cpu, codec, seed=4)
+        assert torch.equal(y.cpu(), dance.decode(want))
+        assert torch.equal(total.cpu(), dance.reduce([want, want], mean=True))
+        assert torch.equal(residual.cpu(), on_cpu)
 
 
-def test_cupy_arrays_give_the_same_bytes() -> None:
+@pytest.mark.parametrize(
+    "codec", ["topk:ratio=0.3", "topk:ratio=0.01", "dgc:ratio=0.01", "threshold:value=0.001"]
+)
+@pytest.mark.parametrize("state", [torch.float32, torch.bfloat16])
+def test_selection_where_a_sample_says_little(codec: str, state: torch.dtype) -> None:
+    """Equal elements, zeros but for a few, all that is large in one place; and repeated runs."""
+    n = 3_000_017
+    few = torch.zeros(n)
+    few[torch.randint(n, (1000,), generator=torch.Generator().manual_seed(0))] = 1.0
+    place = torch.full((n,), 1e-3)
+    place[1_000_000:1_200_000] = torch.linspace(1, 2, 200_000)
+    for x in (torch.zeros(n), torch.full((n,), -2.0), few, place):
+        residual = torch.zeros(n, dtype=state)
+        want = dance.encode_feedback(x, residual, codec, seed=1)
+        for _ in range(2):
+            on_gpu = torch.zeros(n, dtype=state, device="cuda")
+            assert dance.encode_feedback(x.cuda(), on_gpu, codec, seed=1).to_bytes() == want.to_bytes()
+            assert torch.equal(on_gpu.cpu(), residual)
+
+
+@pytest.mark.parametrize("codec", ["topk:ratio=0.01", "topk:ratio=0.01,scope=block", "randk:ratio=0.01"])
+@pytest.mark.parametrize("byte", [0, 255, "random"])
+def test_indices_of_a_hostile_payload_stay_in_bounds(codec: str, byte: int | str) -> None:
+    p = dance.encode(torch.arange(1000.0, device="cuda"), codec)
+    p.payload.random_(0, 256) if byte == "random" else p.payload.fill_(byte)
+    for add in (False, True):
+        guarded = torch.full((3000,), 7.0, device="cuda")
+        dance.decode(p, out=guarded[1000:2000], add=add)
+        torch.cuda.synchronize()
+        assert (guarded[:1000] == 7.0).all()
+        assert (guarded[2000:] == 7.0).all()
+
+
+def test_arrays_of_more_than_2_to_the_32_elements() -> None:
+    n = 2**32 + 1000
+    if torch.cuda.mem_get_info()[0] < 6 * n:
+        pytest.skip("less than 26 GB of free device memory")
+    x = torch.zeros(n, dtype=torch.float16, device="cuda")
+    x[-5:] = torch.arange(1.0, 6.0, device="cuda")
+    p = dance.encode(x, "int4", seed=2)
+    tail = torch.zeros(1256)
+    tail[-5:] = torch.arange(1.0, 6.0)
+    y = dance.decode(p)
+    assert torch.equal(y[-1256:].float().cpu(), dance.decode(dance.encode(tail, "int4")))
+    assert not y[:-1256].any()
+
+
+@pytest.mark.parametrize("codec", EXAMPLES)
+def test_cupy_arrays_give_the_same_bytes(codec: str) -> None:
     cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed")
-    x = np.linspace(-3, 3, 5000, dtype=np.float32)
-    for codec in ("none", "fp16", "bf16", "int8", "sign", "topk"):
+    for dtype in (np.float32, np.float16):
+        x = np.linspace(-3, 3, 5000, dtype=dtype)
         residual, on_cpu = cupy.zeros(5000, dtype=np.float32), np.zeros(5000, np.float32)
-        p = dance.encode_feedback(cupy.asarray(x), residual, codec)
-        assert p.to_bytes() == dance.encode_feedback(x, on_cpu, codec).to_bytes()
+        p = dance.encode_feedback(cupy.asarray(x), residual, codec, seed=9)
+        assert p.to_bytes() == dance.encode_feedback(x, on_cpu, codec, seed=9).to_bytes()
         assert np.array_equal(cupy.asnumpy(residual), on_cpu)
         assert isinstance(p.payload, cupy.ndarray)
-        assert isinstance(dance.decode(p), cupy.ndarray)
+        y = dance.decode(p)
+        assert isinstance(y, cupy.ndarray)
+        assert y.dtype == dtype
+
+
+def test_cupy_agrees_on_int8_and_on_what_is_largest() -> None:
+    """An oracle that is neither ours nor on the CPU."""
+    cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed")
+    x = cupy.random.default_rng(3).standard_normal(1 << 18, dtype=cupy.float32)
+    rows = x.reshape(-1, 256)
+    scale = cupy.abs(rows).max(axis=1, keepdims=True) / cupy.float32(127)
+    y = dance.decode(dance.encode(x, "int8:block=256")).reshape(-1, 256)
+    assert (cupy.abs(y - rows) <= scale * cupy.float32(0.50001)).all()
+    k = 2622
+    p = dance.encode(x, f"topk:ratio={k / x.size}")
+    sent = cupy.flatnonzero(dance.decode(p))
+    assert cupy.array_equal(cupy.sort(cupy.argsort(-cupy.abs(x))[: sent.size]), sent)

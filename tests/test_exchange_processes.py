@@ -402,7 +402,7 @@ def _any_payload(rank: int) -> list[bool]:
     packet = dance.encode(x, "int8")
     frozen = dance.Packet.from_bytes(packet.to_bytes(), expect=("int8", (NUMEL,), "float32"))
     KINDS[_OnDevice] = _DeviceKind(packet.payload)  # type: ignore[assignment]
-    packet._memory = (*packet._memory[:3], _OnDevice())
+    packet._memory = (*packet._memory[:3], _OnDevice(), 0)
     for each in (packet, frozen):
         exchange.deliver([Message(source=0, target=1, kind="gossip", packet=each)], [])
     return []

@@ -9,12 +9,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cases
 import numpy as np
 import pytest
 import reference
 
 import dance
 
+RAW = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 GOLDEN = Path(__file__).parent / "golden"
 FORMAT = Path(__file__).parents[1] / "docs" / "format.md"
 PACKETS: list[dict[str, Any]] = json.loads((GOLDEN / "packets.json").read_text())
@@ -25,8 +27,10 @@ def named(entries: list[dict[str, Any]]) -> Any:
     return pytest.mark.parametrize("entry", entries, ids=[entry["name"] for entry in entries])
 
 
-def floats(text: str) -> np.ndarray:
-    return np.frombuffer(bytes.fromhex(text), "<f4").astype(np.float32)
+def array(entry: dict[str, Any]) -> Any:
+    """The input: NumPy, or torch for bfloat16."""
+    raw = np.frombuffer(bytes.fromhex(entry["input"]), RAW[entry["dtype"]]).copy()
+    return cases.to_arrays(raw, entry["dtype"])
 
 
 def load_maker() -> ModuleType:
@@ -38,6 +42,13 @@ def load_maker() -> ModuleType:
     return module
 
 
+@pytest.mark.parametrize("name", [entry["name"] for entry in dance._native.codecs()])
+def test_every_codec_has_golden_packets(name: str) -> None:
+    """Good ones of float32 and bad ones; tests/golden/make.py and bad_packets.py list the codecs."""
+    assert sum(entry["codec"].partition(":")[0] == name for entry in PACKETS) >= 9
+    assert any(entry["name"].partition(":")[0].split()[0] == name for entry in BAD)
+
+
 def test_the_files_are_what_the_oracle_writes() -> None:
     maker = load_maker()
     assert (GOLDEN / "packets.json").read_text() == maker.text(maker.good())
@@ -46,35 +57,47 @@ def test_the_files_are_what_the_oracle_writes() -> None:
 
 @named(PACKETS)
 def test_golden_packet(entry: dict[str, Any]) -> None:
-    packet, x = bytes.fromhex(entry["packet"]), floats(entry["input"])
-    made = dance.encode(x, entry["codec"], seed=entry["seed"], nonfinite="zero")
+    packet, x = bytes.fromhex(entry["packet"]), array(entry)
+    codec = dance.codec(entry["codec"])
+    made = dance.encode(x, codec, seed=entry["seed"], nonfinite="zero")
     made.round, made.sender = entry["round"], entry["sender"]
     assert made.to_bytes() == packet
-    assert made.nbytes == len(packet) == dance.codec(entry["codec"]).packet_nbytes(x.size)
+    assert made.nbytes == len(packet) <= codec.packet_nbytes(x.shape[0], entry["dtype"])
+    assert made.nbytes == codec.packet_nbytes(x.shape[0], entry["dtype"]) or not codec.fixed_size
 
-    read = dance.Packet.from_bytes(packet, expect=(entry["codec"], x.shape, "float32"))
+    read = dance.Packet.from_bytes(packet, expect=(codec, x.shape, entry["dtype"]))
     assert (read.seed, read.round, read.sender) == (entry["seed"], entry["round"], entry["sender"])
-    assert read.codec == dance.codec(entry["codec"])
-    assert dance.decode(read).tobytes().hex() == entry["decoded"]
-    assert dance.Packet.from_bytes(packet).to_bytes() == packet
+    assert read.codec == codec
+    assert cases.to_raw(dance.decode(made)).tobytes().hex() == entry["decoded"]
+    out = cases.to_arrays(np.zeros(read.numel, RAW[entry["dtype"]]), entry["dtype"])
+    dance.decode(read, out=out)
+    assert cases.to_raw(out).tobytes().hex() == entry["decoded"]
+    unexpected = dance.Packet.from_bytes(packet)
+    assert unexpected.to_bytes() == packet
+    assert unexpected.codec.name == codec.name
+    assert reference.verdict(packet) == ""
 
 
 @named(BAD)
 def test_golden_bad_packet(entry: dict[str, Any]) -> None:
-    data = bytes.fromhex(entry["packet"])
+    data, sound = bytes.fromhex(entry["packet"]), bytes.fromhex(entry["sound"])
+    assert reference.verdict(data) == entry["refused_by"]
     with pytest.raises(dance.FrameError, match=re.escape(entry["says"])):
         dance.Packet.from_bytes(data)
     if entry["refused_by"] != "payload":
         return
     # The same payload in a packet that never went through from_bytes.
-    header = dance.parse_header(data)
-    packet = dance.encode(np.zeros(header.numel, np.float32), header.codec)
-    packet.payload[:] = np.frombuffer(data[64:], np.uint8)
+    payload = np.frombuffer(sound[64:], np.uint8).copy()
+    packet = dance.Packet.from_parts(sound[:64], payload)
+    payload[:] = np.frombuffer(data[64:], np.uint8)
     out = np.full(packet.numel, 7.0, np.float32)
     for add in (False, True):
         with pytest.raises(dance.FrameError, match=re.escape(entry["says"])):
             dance.decode(packet, out=out, add=add)
         assert (out == 7.0).all(), "the output was touched"
+    with pytest.raises(dance.FrameError, match=re.escape(entry["says"])):
+        dance.reduce([packet, packet], out=out)
+    assert (out == 7.0).all(), "the output was touched"
 
 
 def test_checksum() -> None:
@@ -87,25 +110,27 @@ def test_checksum() -> None:
             assert _native.crc32c(data[start:stop]) == reference.crc32c(data[start:stop])
 
 
-def example() -> tuple[dict[str, str], bytes]:
-    """The settings and the bytes of the worked example: `| name | value |` rows and lines of `offset: hex
+def examples() -> list[tuple[dict[str, str], bytes]]:
+    """The settings and the bytes of each worked example: `| name | value |` rows and lines of `offset: hex
     meaning`.
     """
-    section = FORMAT.read_text().split("## A worked example", 1)[1].split("\n## ", 1)[0]
-    settings = dict(re.findall(r"^\| ([a-z ]+) \| `([^`]+)` \|$", section, re.MULTILINE))
-    block = section.split("```text\n", 1)[1].split("```", 1)[0]
-    data = b""
-    for line in block.splitlines():
-        offset, rest = line.split(":", 1)
-        assert int(offset) == len(data), line
-        hexadecimal = re.match(r"(?: [0-9a-f]{2})+", rest)
-        assert hexadecimal is not None, line
-        data += bytes.fromhex(hexadecimal.group())
-    return settings, data
+    found = []
+    for section in FORMAT.read_text().split("## Worked examples", 1)[1].split("\n### ")[1:]:
+        settings = dict(re.findall(r"^\| ([a-z ]+) \| `([^`]+)` \|$", section, re.MULTILINE))
+        data = b""
+        for line in section.split("```text\n", 1)[1].split("```", 1)[0].splitlines():
+            offset, rest = line.split(":", 1)
+            assert int(offset) == len(data), line
+            hexadecimal = re.match(r"(?: [0-9a-f]{2})+", rest)
+            assert hexadecimal is not None, line
+            data += bytes.fromhex(hexadecimal.group())
+        found.append((settings, data))
+    return found
 
 
-def test_the_worked_example_of_the_document() -> None:
-    settings, data = example()
+@pytest.mark.parametrize("example", examples(), ids=["dense", "sparse"])
+def test_the_worked_examples_of_the_document(example: tuple[dict[str, str], bytes]) -> None:
+    settings, data = example
     x = np.array([float(v) for v in settings["input"].split(",")], np.float32)
     stamp = {key: int(settings[key]) for key in ("seed", "round", "sender")}
     assert reference.packet(settings["codec"], x, **stamp) == data
@@ -115,10 +140,3 @@ def test_the_worked_example_of_the_document() -> None:
     assert made.to_bytes() == data
     decoded = np.array([float(v) for v in settings["decoded"].split(",")], np.float32)
     assert np.array_equal(dance.decode(dance.Packet.from_bytes(data)), decoded)
-
-
-def test_every_codec_has_its_section_and_its_number_in_the_document() -> None:
-    text = FORMAT.read_text()
-    for entry in dance._native.codecs():
-        assert re.search(rf"^### `{entry['name']}`", text, re.MULTILINE), entry
-        assert re.search(rf"^\| {entry['id']} \| `{entry['name']}` \|", text, re.MULTILINE), entry

@@ -34,6 +34,15 @@ DANCE_HD float bits_float(uint32_t bits) {
 #endif
 }
 
+// Rounded to nearest even everywhere (IEEE 754 demands it of CPUs).
+DANCE_HD float square_root(float value) {
+#if defined(__CUDA_ARCH__)
+  return __fsqrt_rn(value);
+#else
+  return __builtin_sqrtf(value);
+#endif
+}
+
 constexpr uint32_t kMagnitudeMask = 0x7fffffffu;
 constexpr uint32_t kInfinityBits = 0x7f800000u;
 constexpr float kLargest = 3.402823466e+38f;         // FLT_MAX

@@ -17,9 +17,9 @@ struct Bytes {
   std::size_t size() const { return static_cast<std::size_t>(info.size * info.itemsize); }
 };
 
-py::bytes header_write(uint8_t codec, uint32_t block, uint64_t count, uint8_t dtype, uint64_t numel, uint64_t seed,
-                       uint32_t round, uint32_t sender, uintptr_t payload, uint64_t size) {
-  frame::Header header{{codec, block, count}, static_cast<frame::Dtype>(dtype), numel, size, seed, round, sender, 0};
+py::bytes header_write(const CodecSpec& codec, uint8_t dtype, uint64_t numel, uint64_t seed, uint32_t round,
+                       uint32_t sender, uintptr_t payload, uint64_t size) {
+  frame::Header header{codec, static_cast<Dtype>(dtype), numel, size, seed, round, sender, 0};
   uint8_t out[frame::kHeaderSize];
   {
     py::gil_scoped_release release;
@@ -37,9 +37,7 @@ frame::Header parse(const py::buffer& buffer) {
 py::dict header_parse(const py::buffer& buffer) {
   const frame::Header header = parse(buffer);
   py::dict fields;
-  fields["codec"] = header.codec.id;
-  fields["block"] = header.codec.block;
-  fields["count"] = header.codec.count;
+  fields["spec"] = header.codec;
   fields["dtype"] = static_cast<uint8_t>(header.dtype);
   fields["numel"] = header.numel;
   fields["payload_nbytes"] = header.payload_size;
@@ -65,9 +63,8 @@ uint32_t checksum(const py::buffer& buffer) {
 }  // namespace
 
 void bind_frame(py::module_& module) {
-  module.def("header_write", header_write, py::arg("codec"), py::arg("block"), py::arg("count"), py::arg("dtype"),
-             py::arg("numel"), py::arg("seed"), py::arg("round"), py::arg("sender"), py::arg("payload"),
-             py::arg("payload_nbytes"));
+  module.def("header_write", header_write, py::arg("codec"), py::arg("dtype"), py::arg("numel"), py::arg("seed"),
+             py::arg("round"), py::arg("sender"), py::arg("payload"), py::arg("payload_nbytes"));
   module.def("header_parse", header_parse, py::arg("buffer"));
   module.def("payload_check", payload_check, py::arg("header"), py::arg("payload"), py::arg("payload_nbytes"));
   module.def("crc32c", checksum, py::arg("buffer"));

@@ -2,10 +2,16 @@
 #pragma once
 
 #include "codecs/bf16.h"
+#include "codecs/dgc.h"
 #include "codecs/fp16.h"
-#include "codecs/int8.h"
+#include "codecs/fp8.h"
+#include "codecs/int.h"
+#include "codecs/mx.h"
 #include "codecs/none.h"
+#include "codecs/qsgd.h"
+#include "codecs/randk.h"
 #include "codecs/sign.h"
+#include "codecs/threshold.h"
 #include "codecs/topk.h"
 
 namespace dance {
@@ -15,8 +21,9 @@ struct CodecList {
   static constexpr uint32_t size = sizeof...(Codecs);
 };
 
-using DenseCodecs = CodecList<None, Fp16, Bf16, Int8, Sign>;
-using SparseCodecs = CodecList<TopK>;
+using DenseCodecs = CodecList<None, Fp16, Bf16, Fp8E4m3, Fp8E5m2, MxFp8E4m3, MxFp8E5m2, MxFp4, Int8, Int8Stochastic,
+                              Int4, Int4Stochastic, Int2, Int2Stochastic, QsgdMax, QsgdL2, Sign>;
+using SparseCodecs = CodecList<TopK, RandK, Threshold, Dgc>;
 
 // Calls f(Codec{}) for every codec of the list.
 template <class F, class... Codecs>
@@ -24,10 +31,16 @@ constexpr void for_each(CodecList<Codecs...>, F&& f) {
   (f(Codecs{}), ...);
 }
 
-// Calls f(Codec{}) for the codec with this id; false when the list has none.
+// Calls f(Codec{}) for the first codec with this id (a sparse one, or any mode of a dense one); false when there is none.
 template <class F, class... Codecs>
 constexpr bool with_codec(CodecList<Codecs...>, uint8_t id, F&& f) {
   return ((Codecs::id == id ? (f(Codecs{}), true) : false) || ...);
+}
+
+// Calls f(Codec{}) for the dense codec with this id and mode; false when the list has none.
+template <class F, class... Codecs>
+constexpr bool with_mode(CodecList<Codecs...>, uint8_t id, uint8_t mode, F&& f) {
+  return ((Codecs::id == id && Codecs::mode == mode ? (f(Codecs{}), true) : false) || ...);
 }
 
 }  // namespace dance

@@ -1,6 +1,7 @@
 // What the drivers of all backends are asked to do: the operations, their arrays, and what happens to one element.
 #pragma once
 
+#include "base/dtype.h"
 #include "base/host_device.h"
 
 namespace dance {
@@ -12,29 +13,36 @@ enum class Operation : int {
 };
 constexpr int kNumOperations = 3;
 
-// `state` is the residual of feedback or the reference of difference, and unused by encode.
+// `state` is the residual of feedback or the reference of difference, and unused by encode. x and state point at
+// element `begin` of the array whose `numel` elements the codes and scales describe; begin is a multiple of block. The
+// noise of element i is that of (seed, i), whatever `begin` is.
 struct EncodeJob {
-  const float* x;
-  float* state;
+  const void* x;
+  void* state;
+  Dtype dtype, state_dtype;
   uint8_t* codes;
-  float* scales;
-  uint64_t numel;
-  uint32_t block;
+  void* scales;
+  uint64_t numel, begin;
+  uint32_t block, bits, levels;
+  uint64_t seed;
 };
 
+// `out` points at element `begin`.
 struct DecodeJob {
   const uint8_t* codes;
-  const float* scales;
-  float* out;
-  uint64_t numel;
-  uint32_t block;
+  const void* scales;
+  void* out;
+  Dtype dtype;
+  uint64_t numel, begin;
+  uint32_t block, bits;
   float weight;
 };
 
 // What a selector reads.
 struct SelectJob {
-  const float* x;
-  float* state;
+  const void* x;
+  void* state;
+  Dtype dtype, state_dtype;
   uint64_t numel;
 };
 

@@ -11,6 +11,7 @@ namespace {
 struct Target {
   const char* name;
   const Kernels& (*kernels)();
+  const SelectKernels& (*select_kernels)();
   bool (*supported)();
 };
 
@@ -29,15 +30,15 @@ bool has_avx512() {
 // From the plainest to the widest: without DANCE_CPU the last supported one is used.
 const std::vector<Target>& built() {
   static const std::vector<Target> list = {
-      {"baseline", kernels_baseline, always},
+      {"baseline", kernels_baseline, select_kernels_baseline, always},
 #if defined(DANCE_HAS_NEON)
-      {"neon", kernels_neon, always},
+      {"neon", kernels_neon, select_kernels_neon, always},
 #endif
 #if defined(DANCE_HAS_AVX2)
-      {"avx2", kernels_avx2, has_avx2},
+      {"avx2", kernels_avx2, select_kernels_avx2, has_avx2},
 #endif
 #if defined(DANCE_HAS_AVX512)
-      {"avx512", kernels_avx512, has_avx512},
+      {"avx512", kernels_avx512, select_kernels_avx512, has_avx512},
 #endif
   };
   return list;
@@ -49,14 +50,14 @@ std::string join(const std::vector<std::string>& names) {
   return text;
 }
 
-const Kernels& choose() {
+const Target& choose() {
   const char* forced = std::getenv("DANCE_CPU");
   if (forced == nullptr || *forced == '\0') {
     const Target* best = &built().front();
     for (const auto& target : built()) {
       if (target.supported()) best = &target;
     }
-    return best->kernels();
+    return *best;
   }
   const std::string name = forced;
   for (const auto& target : built()) {
@@ -65,7 +66,7 @@ const Kernels& choose() {
       throw UnavailableError("DANCE_CPU=" + name +
                              ": this CPU lacks these instructions; unset DANCE_CPU or choose baseline");
     }
-    return target.kernels();
+    return target;
   }
   const bool known = name == "avx2" || name == "avx512" || name == "neon";
   const std::string remedy = "; this build has " + join(targets()) + "; unset DANCE_CPU to choose by itself";
@@ -75,9 +76,23 @@ const Kernels& choose() {
 
 }  // namespace
 
+namespace {
+
+const Target& chosen() {
+  static const Target& target = choose();
+  return target;
+}
+
+}  // namespace
+
 const Kernels& kernels() {
-  static const Kernels& chosen = choose();
-  return chosen;
+  static const Kernels& table = chosen().kernels();
+  return table;
+}
+
+const SelectKernels& select_kernels() {
+  static const SelectKernels& table = chosen().select_kernels();
+  return table;
 }
 
 std::vector<std::string> targets() {

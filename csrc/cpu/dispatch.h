@@ -5,12 +5,14 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/select_kernels.h"
 
 namespace dance::cpu {
 
 // The kernels in use. The choice is made at the first call and kept; throws ArgumentError when DANCE_CPU names an
 // unknown target and UnavailableError when this build or this CPU lacks it.
 const Kernels& kernels();
+const SelectKernels& select_kernels();
 
 // Names of the targets in this build, from the plainest to the widest.
 std::vector<std::string> targets();

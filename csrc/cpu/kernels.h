@@ -10,28 +10,25 @@ namespace dance::cpu {
 
 constexpr int kNumDense = DenseCodecs::size;
 
-struct Candidate {
-  uint32_t index;
-  float value;
-};
-
 // Blocks first <= b < last; returns the index of the first non-finite element of a block that was sent as zeros, or -1.
 using EncodeBlocks = int64_t (*)(const EncodeJob&, uint64_t first, uint64_t last);
+// decode[..][1] adds to out.
 using DecodeBlocks = void (*)(const DecodeJob&, uint64_t first, uint64_t last);
+// Whether every code of the blocks is one that an encoder makes (and, without scales, every value is finite).
+using CheckBlocks = bool (*)(const DecodeJob&, uint32_t levels, uint64_t first, uint64_t last);
+
+struct DenseKernels {
+  uint8_t id, mode;
+  EncodeBlocks encode[kNumOperations];
+  DecodeBlocks decode[2];
+  CheckBlocks check;
+};
 
 struct Kernels {
   const char* target;
-  uint8_t dense_ids[kNumDense];
-  EncodeBlocks encode[kNumDense][kNumOperations];
-  DecodeBlocks decode[kNumDense][2];  // [1] adds to out
-  // Adds the first radix digit of every key in [first, last) to histogram[TopK::kBins].
-  void (*histogram[kNumOperations])(const SelectJob&, uint64_t first, uint64_t last, uint64_t* histogram);
-  // Collects, in order of index, every element whose key is >= lowest, and finishes the state of all others; lowers
-  // *first_nonfinite. Returns their number, of which no more than `capacity` are written. A non-finite v is collected
-  // as it is when its key, 0, is high enough.
-  uint64_t (*collect[kNumOperations])(const SelectJob&, uint64_t first, uint64_t last, uint32_t lowest, Candidate* out,
-                                      uint64_t capacity, int64_t* first_nonfinite);
-  void (*mix)(float* x, const float* neighbour_sum, const float* reference, float step_size, uint64_t first,
+  DenseKernels dense[kNumDense];
+  // Elements [first, last).
+  void (*mix)(void* x, const void* neighbour_sum, const void* reference, Dtype dtype, float step_size, uint64_t first,
               uint64_t last);
 };
 

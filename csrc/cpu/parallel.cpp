@@ -8,6 +8,7 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
+#include <string>
 #include <system_error>
 #include <thread>
 
@@ -17,11 +18,29 @@
 namespace dance::cpu {
 namespace {
 
+// The whole number that the text begins with, from 1 on, at most kMaxThreads; 0 where it begins with none.
+uint32_t leading_number(const char* text, char** end) {
+  const long value = std::strtol(text, end, 10);
+  return value < 1 ? 0 : value > static_cast<long>(kMaxThreads) ? kMaxThreads : static_cast<uint32_t>(value);
+}
+
+// Of a variable that belongs to others, like OMP_NUM_THREADS=4,2: what is not a number is theirs to complain about.
 uint32_t from_environment(const char* name) {
   const char* text = std::getenv(name);
-  if (text == nullptr) return 0;
-  const long value = std::strtol(text, nullptr, 10);
-  return value >= 1 && value <= static_cast<long>(kMaxThreads) ? static_cast<uint32_t>(value) : 0;
+  char* end = nullptr;
+  return text == nullptr ? 0 : leading_number(text, &end);
+}
+
+uint32_t own_setting() {
+  const char* text = std::getenv("DANCE_NUM_THREADS");
+  if (text == nullptr || *text == '\0') return 0;
+  char* end = nullptr;
+  const uint32_t value = leading_number(text, &end);
+  if (value == 0 || *end != '\0') {
+    throw ArgumentError("DANCE_NUM_THREADS=" + std::string(text) + ": expected a whole number from 1 to " +
+                        std::to_string(kMaxThreads) + "; correct it, or unset it to choose by itself");
+  }
+  return value;
 }
 
 uint32_t usable_cpus() {
@@ -33,9 +52,11 @@ uint32_t usable_cpus() {
 }
 
 uint32_t default_num_threads() {
-  if (const uint32_t own = from_environment("DANCE_NUM_THREADS")) return own;
+  if (const uint32_t own = own_setting()) return own;
   if (const uint32_t openmp = from_environment("OMP_NUM_THREADS")) return openmp;
-  return usable_cpus();
+  // Processes that a launcher started side by side share the CPUs.
+  const uint32_t neighbours = from_environment("LOCAL_WORLD_SIZE"), cpus = usable_cpus();
+  return neighbours > 1 ? (cpus > neighbours ? cpus / neighbours : 1) : cpus;
 }
 
 std::atomic<uint32_t>& num_threads_setting() {

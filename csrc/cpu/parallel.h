@@ -21,9 +21,13 @@ void parallel_for(uint64_t num_items, uint64_t grain, Body&& body) {
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 
+// Elements a thread takes at least: less work than that is not worth waking it.
+constexpr uint64_t kGrain = 1 << 16;
+
 constexpr uint32_t kMaxThreads = 256;
 
-// Default: DANCE_NUM_THREADS, else OMP_NUM_THREADS, else the CPUs this process may run on.
+// Default: DANCE_NUM_THREADS, else OMP_NUM_THREADS, else the CPUs this process may run on, divided by LOCAL_WORLD_SIZE
+// (how many processes torchrun started beside it). Throws ArgumentError where DANCE_NUM_THREADS is not a number.
 uint32_t get_num_threads();
 void set_num_threads(uint32_t num_threads);
 

@@ -1,97 +1,180 @@
-// Exact top-k on the CPU: one pass for a histogram of the keys' first digit, one to collect the candidates of the bins
-// that can hold a chosen element, then a selection among these alone.
+// Sending sparse codecs on the CPU: selects elements, writes their indices and values, finishes the state.
 #include "cpu/select.h"
 
 #include <algorithm>
-#include <memory>
-#include <vector>
+#include <cstring>
 
 #include "base/error.h"
-#include "codecs/topk.h"
+#include "cpu/candidates.h"
 #include "cpu/dispatch.h"
+#include "cpu/elias_fano.h"
+#include "cpu/one_element.h"
 #include "cpu/parallel.h"
+#include "cpu/strata.h"
+#include "cpu/values.h"
 
 namespace dance::cpu {
 namespace {
 
-constexpr uint64_t kGrain = 65536;
+// Values that a thread gets at least.
+constexpr uint64_t kValueGrain = 16384;
 
-bool chosen_before(const Candidate& a, const Candidate& b) {
-  const uint32_t ka = TopK::key(a.value), kb = TopK::key(b.value);
-  return ka != kb ? ka > kb : a.index < b.index;
+// The most elements that dgc's sample has (docs/format.md).
+constexpr uint64_t kDgcSample = 32768;
+
+struct Room {
+  Buffer<uint32_t> indices;
+  Buffer<float> values, sent;
+};
+
+Room& room_of_thread() {
+  thread_local Room room;
+  return room;
+}
+
+SelectJob job_of(const EncodeRequest& request) {
+  return {request.x, request.state, request.dtype, request.state_dtype, request.numel};
+}
+
+Selection select_strata(const EncodeRequest& request, uint64_t total) {
+  const CodecSpec& codec = request.codec;
+  const SelectJob job = job_of(request);
+  Room& room = room_of_thread();
+  uint32_t* indices = room.indices.at_least(total);
+  float* values = room.values.at_least(total);
+  const auto take = [&](uint64_t i, uint64_t index) {
+    indices[i] = static_cast<uint32_t>(index);
+    values[i] = element(request.operation, job, index);
+  };
+  if (codec.scope == 0) {
+    parallel_for(total, kValueGrain, [&](uint32_t, uint64_t first, uint64_t last) {
+      for_each_stratum(request.seed, total, request.numel, first, last, take);
+    });
+  } else {
+    parallel_for(divide_up(request.numel, codec.scope), std::max<uint64_t>(1, kValueGrain / codec.count),
+                 [&](uint32_t, uint64_t first, uint64_t last) {
+                   for (uint64_t b = first; b < last; ++b) {
+                     const uint64_t begin = b * codec.scope;
+                     const uint64_t n = std::min<uint64_t>(codec.scope, request.numel - begin);
+                     const uint64_t k = count_of_block(n, codec.scope, codec.count);
+                     for_each_stratum(seed_of_block(request.seed, b), k, n, 0, k,
+                                      [&](uint64_t i, uint64_t index) { take(b * codec.count + i, begin + index); });
+                   }
+                 });
+  }
+  return {indices, values, total, pass_over(request.operation, job)};
+}
+
+// top-k of each block; the indices within the blocks go to the payload.
+Selection select_blocks(const EncodeRequest& request, uint64_t total) {
+  const CodecSpec& codec = request.codec;
+  const SelectJob job = job_of(request);
+  const auto top_of_block = select_kernels().top_of_block[static_cast<int>(request.operation)];
+  Room& room = room_of_thread();
+  uint32_t* indices = room.indices.at_least(total);
+  float* values = room.values.at_least(total);
+  const uint64_t num_blocks = divide_up(request.numel, codec.scope);
+  const uint64_t num_parts = std::clamp<uint64_t>(request.numel / kGrain, 1, get_num_threads());
+  float* scratch = room.sent.at_least(num_parts * kBlockScratch);
+  int64_t bad[kMaxThreads];
+  std::fill_n(bad, kMaxThreads, int64_t{-1});
+  parallel_for(num_parts, 1, [&](uint32_t, uint64_t first_part, uint64_t last_part) {
+    for (uint64_t part = first_part; part < last_part; ++part) {
+      const uint64_t first = num_blocks * part / num_parts, last = num_blocks * (part + 1) / num_parts;
+      for (uint64_t b = first; b < last; ++b) {
+        const uint64_t begin = b * codec.scope, at = b * codec.count;
+        const uint32_t n = static_cast<uint32_t>(std::min<uint64_t>(codec.scope, request.numel - begin));
+        const uint32_t k = static_cast<uint32_t>(count_of_block(n, codec.scope, codec.count));
+        const int64_t found = top_of_block(job, begin, n, k, scratch + part * kBlockScratch, indices + at, values + at);
+        if (found >= 0 && bad[part] < 0) bad[part] = found;
+        for (uint64_t i = at; i < at + k; ++i) {
+          const uint16_t place = static_cast<uint16_t>(indices[i] - begin);
+          std::memcpy(request.payload + 2 * i, &place, 2);
+        }
+      }
+    }
+  });
+  if (total % 2 != 0) std::memset(request.payload + 2 * total, 0, 2);
+  int64_t first_bad = -1;
+  for (const int64_t index : bad) {
+    if (first_bad < 0) first_bad = index;
+  }
+  return {indices, values, total, first_bad};
+}
+
+Selection select_dgc(const EncodeRequest& request) {
+  const uint64_t k = request.codec.count, numel = request.numel, size = std::min(numel, kDgcSample);
+  const uint64_t rank = std::min(size, divide_up(3 * k * size, 2 * numel));
+  const SelectJob job = job_of(request);
+  const uint32_t lowest = sampled_threshold(request.operation, job, request.seed, size, rank);
+  return select_global(request.operation, job, lowest, k, std::min(2 * k, numel));
+}
+
+Selection select(const EncodeRequest& request, uint64_t total) {
+  const SelectJob job = job_of(request);
+  switch (request.codec.id) {
+    case RandK::id:
+      return select_strata(request, total);
+    case Threshold::id:
+      return select_global(request.operation, job, request.codec.argument, 0, request.numel);
+    case Dgc::id:
+      return select_dgc(request);
+    default:
+      if (request.codec.scope > 0) return select_blocks(request, total);
+      return select_global(request.operation, job, estimate_lowest(request.operation, job, total), total, total);
+  }
+}
+
+// What receivers decode goes into the state of the elements that are sent. Where v is not finite a residual stays, but
+// a reference moves as receivers' do, unless it is not finite itself: then theirs do not change either.
+void finish_state(const EncodeRequest& request, const Selection& chosen, const DenseLayout& layout,
+                  const uint8_t* payload) {
+  const bool feedback = request.operation == Operation::feedback;
+  parallel_for(chosen.count, kValueGrain, [&](uint32_t, uint64_t first, uint64_t last) {
+    ValueReader decoded(layout, payload, chosen.count, 1.0f);
+    for (uint64_t i = first; i < last; ++i) {
+      const float v = chosen.values[i];
+      const uint64_t index = chosen.indices[i];
+      const float state = feedback ? 0.0f : load_element(request.state, request.state_dtype, index);
+      if (!is_finite(feedback ? v : state)) continue;
+      const float next = feedback ? next_state<Operation::feedback>(state, v, decoded(i))
+                                  : next_state<Operation::difference>(state, v, decoded(i));
+      store_element(request.state, request.state_dtype, index, next);
+    }
+  });
+}
+
+void send_values(const EncodeRequest& request, const Selection& chosen, uint8_t* payload) {
+  const DenseLayout layout = values_layout(request.codec, request.dtype, chosen.count);
+  const float* sent = chosen.values;
+  if (chosen.first_nonfinite >= 0) {
+    float* finite = room_of_thread().sent.at_least(chosen.count);
+    for (uint64_t i = 0; i < chosen.count; ++i) finite[i] = is_finite(sent[i]) ? sent[i] : 0.0f;
+    sent = finite;
+  }
+  encode_dense(layout, Operation::encode, sent, Dtype::float32, nullptr, Dtype::float32, chosen.count, request.seed,
+               payload);
+  if (request.operation != Operation::encode) finish_state(request, chosen, layout, payload);
 }
 
 }  // namespace
 
-int64_t select_largest(Operation operation, const SelectJob& job, uint64_t count, uint32_t* indices, float* values) {
-  const Kernels& table = kernels();
-  const int op = static_cast<int>(operation);
-
-  // Both passes must cut the range at the same places, also when another thread calls set_num_threads in between.
-  const uint64_t num_parts = std::clamp<uint64_t>(job.numel / kGrain, 1, get_num_threads());
-  const auto for_each_part = [&](auto&& body) {
-    parallel_for(num_parts, 1, [&](uint32_t, uint64_t first_part, uint64_t last_part) {
-      for (uint64_t part = first_part; part < last_part; ++part) {
-        const uint64_t each = job.numel / num_parts, extra = job.numel % num_parts;
-        const uint64_t first = part * each + std::min(part, extra);
-        body(part, first, first + each + (part < extra ? 1 : 0));
-      }
-    });
-  };
-
-  std::vector<uint64_t> histograms(num_parts * TopK::kBins, 0);
-  for_each_part([&](uint64_t part, uint64_t first, uint64_t last) {
-    table.histogram[op](job, first, last, histograms.data() + part * TopK::kBins);
-  });
-  // The lowest bin that holds a chosen element, and how many elements lie in it and above.
-  uint64_t num_candidates = 0;
-  uint32_t lowest_bin = TopK::kBins;
-  while (lowest_bin > 0 && num_candidates < count) {
-    --lowest_bin;
-    for (std::size_t b = lowest_bin; b < histograms.size(); b += TopK::kBins) num_candidates += histograms[b];
+EncodeResult encode_sparse(const EncodeRequest& request) {
+  const CodecSpec& codec = request.codec;
+  const uint64_t total = total_count(request.numel, codec.scope, codec.count);
+  const Selection chosen = select(request, total);
+  uint64_t indices_size = 0;
+  if (codec.id != RandK::id && chosen.count > 0) {
+    indices_size = indices_nbytes(request.numel, codec.scope, chosen.count);
+    if (codec.scope == 0) write_elias_fano(EliasFano(request.numel, chosen.count), chosen.indices, request.payload);
   }
-  const uint32_t lowest = lowest_bin << TopK::kBinShift;
-
-  // Each part writes behind the candidates of the parts before it, so the whole list is in order of index.
-  struct Part {
-    uint64_t begin, size, found;
-    int64_t bad;
-  };
-  std::vector<Part> parts(num_parts, Part{0, 0, 0, -1});
-  std::unique_ptr<Candidate[]> candidates(new Candidate[num_candidates]);
-  uint64_t begin = 0;
-  for (std::size_t p = 0; p < parts.size(); ++p) {
-    parts[p].begin = begin;
-    for (uint32_t b = lowest_bin; b < TopK::kBins; ++b) parts[p].size += histograms[p * TopK::kBins + b];
-    begin += parts[p].size;
-  }
-  for_each_part([&](uint64_t part, uint64_t first, uint64_t last) {
-    Part& own = parts[part];
-    own.found = table.collect[op](job, first, last, lowest, candidates.get() + own.begin, own.size, &own.bad);
-  });
-  int64_t bad = -1;
-  for (const Part& part : parts) {
-    if (part.found != part.size) {
-      throw ArgumentError("topk: another thread changed the input while it was encoded; give each its own array");
-    }
-    if (part.bad >= 0 && (bad < 0 || part.bad < bad)) bad = part.bad;
-  }
-
-  Candidate* first = candidates.get();
-  if (count < num_candidates) {
-    std::nth_element(first, first + count, first + num_candidates, chosen_before);
-    std::sort(first, first + count, [](const Candidate& a, const Candidate& b) { return a.index < b.index; });
-  }
-  for (uint64_t i = 0; i < count; ++i) {
-    const Candidate& chosen = first[i];
-    const bool finite = is_finite(chosen.value);
-    indices[i] = chosen.index;
-    values[i] = finite ? chosen.value : 0.0f;
-    if (!finite || operation == Operation::encode) continue;
-    float& state = job.state[chosen.index];
-    state = operation == Operation::feedback ? 0.0f : saturate(state + chosen.value);
-  }
-  return bad;
+  if (chosen.count > 0) send_values(request, chosen, request.payload + indices_size);
+  trim_candidates();
+  room_of_thread().indices.trim();
+  room_of_thread().values.trim();
+  room_of_thread().sent.trim();
+  const bool fixed = codec.id == TopK::id || codec.id == RandK::id;
+  return {chosen.first_nonfinite, fixed ? codec.count : static_cast<uint32_t>(chosen.count)};
 }
 
 }  // namespace dance::cpu

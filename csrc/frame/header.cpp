@@ -12,9 +12,9 @@ namespace dance::frame {
 namespace {
 
 constexpr char kMagic[4] = {'D', 'N', 'C', 'E'};
-constexpr std::size_t kCodec = 5, kDtype = 6, kFlags = 7, kNumel = 8, kPayloadSize = 16, kParameters = 24, kSeed = 40,
-                      kRound = 48, kSender = 52, kPayloadCrc = 56, kHeaderCrc = 60;
-constexpr std::size_t kParametersSize = 16;
+constexpr std::size_t kCodec = 5, kDtype = 6, kFlags = 7, kNumel = 8, kPayloadSize = 16, kBlock = 24, kLevels = 26,
+                      kMode = 28, kValues = 29, kScope = 30, kCount = 32, kArgument = 36, kSeed = 40, kRound = 48,
+                      kSender = 52, kPayloadCrc = 56, kHeaderCrc = 60;
 
 template <class Integer>
 void put(uint8_t* out, std::size_t offset, Integer value) {
@@ -32,16 +32,6 @@ void require(bool condition, const std::string& what) {
   if (!condition) throw FrameError(what);
 }
 
-bool sparse(uint8_t id) {
-  return with_codec(SparseCodecs{}, id, [](auto) {});
-}
-
-bool blocked(uint8_t id) {
-  bool result = false;
-  with_codec(DenseCodecs{}, id, [&](auto codec) { result = has_scales<decltype(codec)>; });
-  return result;
-}
-
 }  // namespace
 
 void write(const Header& header, uint8_t out[kHeaderSize]) {
@@ -52,8 +42,13 @@ void write(const Header& header, uint8_t out[kHeaderSize]) {
   out[kDtype] = static_cast<uint8_t>(header.dtype);
   put(out, kNumel, header.numel);
   put(out, kPayloadSize, header.payload_size);
-  if (sparse(header.codec.id)) put(out, kParameters, header.codec.count);
-  if (blocked(header.codec.id)) put(out, kParameters, header.codec.block);
+  put(out, kBlock, header.codec.block);
+  put(out, kLevels, header.codec.levels);
+  put(out, kMode, header.codec.mode);
+  put(out, kValues, header.codec.values);
+  put(out, kScope, header.codec.scope);
+  put(out, kCount, header.codec.count);
+  put(out, kArgument, header.codec.argument);
   put(out, kSeed, header.seed);
   put(out, kRound, header.round);
   put(out, kSender, header.sender);
@@ -70,32 +65,28 @@ Header parse(const uint8_t* data, std::size_t size) {
                                    std::to_string(kVersion));
   Header header;
   header.codec.id = data[kCodec];
-  const bool is_sparse = sparse(header.codec.id);
-  require(is_sparse || with_codec(DenseCodecs{}, header.codec.id, [](auto) {}),
+  const auto known = [](auto) {};
+  require(with_codec(DenseCodecs{}, header.codec.id, known) || with_codec(SparseCodecs{}, header.codec.id, known),
           "codec " + std::to_string(header.codec.id) + " is unknown to this build");
   require(data[kDtype] < kNumDtypes, "dtype " + std::to_string(data[kDtype]) + " is unknown");
   require(data[kFlags] == 0, "flags " + std::to_string(data[kFlags]) + " are unknown to version 1");
   header.dtype = static_cast<Dtype>(data[kDtype]);
   header.numel = get<uint64_t>(data, kNumel);
   header.payload_size = get<uint64_t>(data, kPayloadSize);
-  std::size_t used = 0;
-  if (is_sparse) {
-    header.codec.count = get<uint64_t>(data, kParameters);
-    used = 8;
-  } else if (blocked(header.codec.id)) {
-    header.codec.block = get<uint32_t>(data, kParameters);
-    used = 4;
-  }
-  for (std::size_t i = used; i < kParametersSize; ++i) {
-    require(data[kParameters + i] == 0, "unused parameter byte " + std::to_string(i) + " is not zero");
-  }
+  header.codec.block = get<uint16_t>(data, kBlock);
+  header.codec.levels = get<uint16_t>(data, kLevels);
+  header.codec.mode = data[kMode];
+  header.codec.values = data[kValues];
+  header.codec.scope = get<uint16_t>(data, kScope);
+  header.codec.count = get<uint32_t>(data, kCount);
+  header.codec.argument = get<uint32_t>(data, kArgument);
   header.seed = get<uint64_t>(data, kSeed);
   header.round = get<uint32_t>(data, kRound);
   header.sender = get<uint32_t>(data, kSender);
   header.payload_crc = get<uint32_t>(data, kPayloadCrc);
   uint64_t implied = 0;
   try {
-    implied = payload_nbytes(header.codec, header.numel);
+    implied = payload_nbytes(header.codec, header.dtype, header.numel);  // checks the parameters, too
   } catch (const ArgumentError& error) {
     throw FrameError(error.what());
   }
@@ -108,7 +99,7 @@ void check_payload(const Header& header, const uint8_t* payload, std::size_t siz
   require(size == header.payload_size, "the header announces a payload of " + std::to_string(header.payload_size) +
                                            " bytes, got " + std::to_string(size));
   require(crc32c(payload, size) == header.payload_crc, "the payload's checksum does not match its bytes");
-  check_received(header.codec, payload, size, header.numel);
+  check_received(header.codec, header.dtype, payload, size, header.numel);
 }
 
 }  // namespace dance::frame

@@ -11,9 +11,6 @@ namespace dance::frame {
 constexpr std::size_t kHeaderSize = 64;
 constexpr uint8_t kVersion = 1;
 
-enum class Dtype : uint8_t { float32 = 0, float16 = 1, bfloat16 = 2 };
-constexpr uint8_t kNumDtypes = 3;
-
 struct Header {
   CodecSpec codec;
   Dtype dtype = Dtype::float32;

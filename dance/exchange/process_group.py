@@ -26,7 +26,8 @@ from dance.codecs import HEADER_NBYTES
 from dance.errors import FrameError, PeerError
 from dance.exchange.message import CONTROL, Expected, Message, check_boxes, check_source
 from dance.exchange.traffic import Meters, Traffic, raw_nbytes
-from dance.packet import Packet, parse_header
+from dance.header import parse_header
+from dance.packet import Packet
 
 _FIRST_TAG = 1 << 20  # clear of the small tags that other users of the group may take
 _TAGS = 1 << 30
@@ -158,7 +159,12 @@ class ProcessGroupExchange:
             if payload.numel():
                 works.append(self._isend(payload, message.target, tag + 1))
             num_bytes = header.numel() + payload.numel()
-            self.counts.sent(message.source, message.kind, num_bytes, raw_nbytes(message.packet.numel))
+            self.counts.sent(
+                message.source,
+                message.kind,
+                num_bytes,
+                raw_nbytes(message.packet.numel, message.packet.dtype),
+            )
             sends.append((message, works))
         return sends
 
@@ -247,7 +253,7 @@ class ProcessGroupExchange:
             seconds = time.monotonic() - start_s
             self._links.observe(expect.source, expect.target, header.payload_nbytes, seconds)
             each.num_bytes += header.payload_nbytes
-            each.raw_bytes = raw_nbytes(header.numel)
+            each.raw_bytes = raw_nbytes(header.numel, header.dtype)
         if refused is not None:
             raise refused
         try:

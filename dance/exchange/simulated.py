@@ -16,7 +16,8 @@ from dance.codecs import HEADER_NBYTES
 from dance.errors import FrameError, PeerError
 from dance.exchange.message import CONTROL, Expected, Message, check_boxes, check_source
 from dance.exchange.traffic import Meters, Traffic, raw_nbytes
-from dance.packet import Packet, parse_header
+from dance.header import parse_header
+from dance.packet import Packet
 
 
 class SimulatedExchange:
@@ -65,12 +66,14 @@ class SimulatedExchange:
             )
         for message in outbox:
             packet = message.packet
-            self.counts.sent(message.source, message.kind, packet.nbytes, raw_nbytes(packet.numel))
+            self.counts.sent(
+                message.source, message.kind, packet.nbytes, raw_nbytes(packet.numel, packet.dtype)
+            )
         self._move([(message.source, message.target, message.packet.nbytes) for message in outbox])
         received, error = [], None
         for message, expect in pairs:
             packet = message.packet
-            num_bytes, raw_bytes = packet.nbytes, raw_nbytes(packet.numel)
+            num_bytes, raw_bytes = packet.nbytes, raw_nbytes(packet.numel, packet.dtype)
             try:
                 packet = _accepted(packet, expect)
             except (FrameError, PeerError) as refused:

@@ -7,14 +7,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dance.bandwidth import LinkMeter
-from dance.codecs import HEADER_NBYTES
+from dance.codecs import Uncompressed
 
-_RAW_ELEMENT = 4  # bytes of an element that is not compressed
+_UNCOMPRESSED = Uncompressed()
 
 
-def raw_nbytes(numel: int) -> int:
+def raw_nbytes(numel: int, dtype: str) -> int:
     """Returns what a message of ``numel`` elements costs with codec none, its header included."""
-    return HEADER_NBYTES + _RAW_ELEMENT * numel
+    return _UNCOMPRESSED.packet_nbytes(numel, dtype)
 
 
 @dataclass(kw_only=True)

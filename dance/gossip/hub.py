@@ -18,6 +18,7 @@ import torch
 
 from dance.codecs import Codec, Like
 from dance.codecs import codec as to_codec
+from dance.coding import decode, mix
 from dance.gossip.memory import Copies
 from dance.gossip.options import GossipOptions
 from dance.gossip.pace import Pace, Paced
@@ -30,7 +31,7 @@ from dance.gossip.vectors import (
     encode_stamped,
     load_vectors,
 )
-from dance.packet import Packet, decode, mix
+from dance.packet import Packet
 
 _CHUNK = 1 << 16  # elements whose mean is taken at a time, in cache
 

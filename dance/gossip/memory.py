@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import torch
 
-from dance.packet import Packet, decode, mix
+from dance.coding import decode, mix
+from dance.packet import Packet
 from dance.topology import Matrix
 
 _CHUNK = 1 << 16  # elements whose force is summed at a time, in cache

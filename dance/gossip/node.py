@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from dance.codecs import Codec, Uncompressed
+from dance.coding import encode
 from dance.exchange import Expected, Message
 from dance.gossip.memory import Copies, Sums
 from dance.gossip.options import GossipOptions
@@ -28,7 +29,7 @@ from dance.gossip.vectors import (
     encode_stamped,
     load_vectors,
 )
-from dance.packet import Packet, encode
+from dance.packet import Packet
 from dance.topology import Topology
 
 _COPIES_NBYTES = 1 << 30

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from dance.codecs import Codec
+from dance.coding import encode_difference
 from dance.errors import NonFiniteError
-from dance.packet import Packet, derive_seed, encode_difference
+from dance.packet import Packet, derive_seed
 
 
 @dataclass(frozen=True, kw_only=True)

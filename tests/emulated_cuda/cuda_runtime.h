@@ -32,6 +32,20 @@ struct dim3 {
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
+// As aligned as on a GPU: the sanitizer that the test is built with reports an access that is not.
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
 namespace emulated {
 
 constexpr unsigned kLanes = 32;
@@ -60,6 +74,7 @@ struct Device {
   std::vector<Fibre> fibres;
   std::vector<Barrier> warps;
   Barrier group;
+  std::vector<uint4> shared;  // of the size a launch asks for, between guards
   ucontext_t start;
   jmp_buf scheduler;
   Fibre* running = nullptr;
@@ -174,8 +189,29 @@ inline void run_group(unsigned num_threads) {
   }
 }
 
+constexpr std::size_t kSharedGuard = 64;
+constexpr unsigned char kSharedByte = 0x5a;
+
+inline unsigned char* shared_begin() { return reinterpret_cast<unsigned char*>(device.shared.data()) + kSharedGuard; }
+
+// A group finds nothing of use in its shared memory, and writes to no more than it was given.
+inline void fill_shared(std::size_t num_bytes) {
+  device.shared.resize((num_bytes + 2 * kSharedGuard) / sizeof(uint4) + 1);
+  std::memset(device.shared.data(), kSharedByte, device.shared.size() * sizeof(uint4));
+}
+inline void check_shared(std::size_t num_bytes) {
+  const unsigned char* begin = shared_begin();
+  for (std::size_t i = 0; i < kSharedGuard; ++i) {
+    if (begin[-1 - static_cast<std::ptrdiff_t>(i)] != kSharedByte || begin[num_bytes + i] != kSharedByte) {
+      fail("a thread group wrote outside its shared memory");
+    }
+  }
+}
+
 template <class Body>
-void run_grid(unsigned grid, unsigned num_threads, Body body) {
+void run_grid(unsigned grid, unsigned num_threads, std::size_t shared_nbytes, Body body) {
+  if (shared_nbytes > 48 << 10) fail("more than 48 KiB of shared memory");
+
   if ((num_threads & (num_threads - 1)) != 0 || num_threads < kLanes || num_threads > 1024 || grid == 0) {
     fail("expected a power of two of 32 to 1024 threads a group, and a group or more");
   }
@@ -185,7 +221,9 @@ void run_grid(unsigned grid, unsigned num_threads, Body body) {
   blockDim = dim3(num_threads);
   for (unsigned b = 0; b < gridDim.x; ++b) {
     blockIdx = dim3(b);
+    fill_shared(shared_nbytes);
     run_group(num_threads);
+    check_shared(shared_nbytes);
     device.order = device.order * 6364136223846793005u + 1442695040888963407u;
   }
 }
@@ -207,6 +245,10 @@ T __shfl_up_sync(unsigned, T value, unsigned distance) {
   const unsigned lane = emulated::lane();
   return emulated::unpack<T>(emulated::exchange(3, emulated::pack(value))[lane >= distance ? lane - distance : lane]);
 }
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  return emulated::unpack<T>(emulated::exchange(7, emulated::pack(value))[(emulated::lane() ^ mask) & 31]);
+}
 inline unsigned __ballot_sync(unsigned, bool vote) {
   const uint64_t* votes = emulated::exchange(4, vote);
   unsigned word = 0;
@@ -215,6 +257,17 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
 }
 inline void __syncwarp() { emulated::exchange(5, 0); }
 inline void __syncthreads() { emulated::arrive(emulated::device.group, 6, emulated::kLanes, 0); }
+
+inline void __threadfence() {}
+template <class T>
+T __ldcg(const T* address) {
+  return *address;
+}
+inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(uint64_t{a} * b >> 32); }
+
+namespace dance::cuda {
+inline uint8_t* dynamic_shared() { return emulated::shared_begin(); }
+}  // namespace dance::cuda
 
 template <class T>
 T atomicAdd(T* address, T value) {
@@ -240,6 +293,7 @@ enum cudaError_t {
 };
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
+  std::size_t dynamicSmemBytes = 0;
   cudaStream_t stream = nullptr;
 };
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
@@ -254,6 +308,6 @@ inline cudaError_t cudaMemsetAsync(void* address, int value, std::size_t num_byt
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments... arguments) {
-  emulated::run_grid(config->gridDim.x, config->blockDim.x, [&] { kernel(arguments...); });
+  emulated::run_grid(config->gridDim.x, config->blockDim.x, config->dynamicSmemBytes, [&] { kernel(arguments...); });
   return cudaSuccess;
 }
