@@ -64,9 +64,8 @@ sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-san
   "${tests[@]}"
   # Each tensor an allocation of its own, or torch's cache would hide what lies outside.
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
-  for tool in memcheck racecheck; do
-    "$sanitizer" --tool "$tool" --error-exitcode 9 \
-      "${tests[@]}" -k "packets_travel or hostile or mix_equals or (small_arrays and gaussian)"
+  for tool in memcheck racecheck synccheck; do
+    "$sanitizer" --tool "$tool" --error-exitcode 9 "${tests[@]}" -k "slices or packets_travel or hostile or mix_equals"
   done
   unset PYTORCH_NO_CUDA_MEMORY_CACHING
 } 2>&1 | tee "$results.txt"

@@ -3,7 +3,9 @@
 // Lane l holds elements 4 l to 4 l + 3 of each half of the row, so that a warp's access is one run of 512 bytes (256 of
 // a 16-bit type): whole lines, 16 bytes a lane, and four codes of a lane make one word. Striped elements (l, l + 32,
 // ...) would need no exchange for sums and words, but four times as many instructions for the same lines, and stores of
-// one byte for int8; what needs the striped order goes through shared memory, where either order is free of conflicts.
+// one byte for int8; what needs the striped order goes through shared memory, where neither order has many conflicts.
+// An array has two such loads under way in each lane, four with a state: whether more would help is still to be
+// measured.
 #pragma once
 
 #include "base/dtype.h"

@@ -54,10 +54,12 @@ DANCE_HD uint32_t magnitude(float value) { return float_bits(value) & kMagnitude
 
 DANCE_HD bool is_finite(float value) { return magnitude(value) < kInfinityBits; }
 
-// Clamps to the finite range; written with selects so that it vectorises and so that NaN lands on a bound everywhere.
+// Clamps to the finite range, by integers: gcc 12 makes four comparisons of selects between floats and constants. For
+// numbers and infinities; what becomes of NaN may differ between machines.
 DANCE_HD float saturate(float value) {
-  value = value < kLargest ? value : kLargest;
-  return value > -kLargest ? value : -kLargest;
+  const uint32_t bits = float_bits(value);
+  const int32_t size = static_cast<int32_t>(bits & kMagnitudeMask), most = static_cast<int32_t>(kInfinityBits) - 1;
+  return bits_float(static_cast<uint32_t>(size < most ? size : most) | (bits & ~kMagnitudeMask));
 }
 
 }  // namespace dance

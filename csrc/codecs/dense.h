@@ -1,18 +1,22 @@
 // What a dense codec is, and where its codes and scales lie in a payload (docs/format.md).
 //
-// A dense codec sends one code of `bits` bits for every element. It is a struct with
-//   id, mode, name            its number in the wire header, which of the kernels of that codec it is, its name in
-//   Python bits                      1, 2, 4, 8, 16 or 32; with kVariableBits the codes of 8 bits are cut down to
-//   job.bits statistic                 what one block is reduced to; Statistic::none means: no blocks, no scales Scale
-//   float, or uint8_t: the biased exponent of a power of two (E8M0) kStochastic               whether encode uses its
-//   noise kFixedBlock               the only block it has (32 for mx*), or 0: any of kMinBlock to kMaxBlock
-//   kVariableBits             see bits; drivers extend the sign of such codes to 8 bits before decode and valid
-//   coder(stat, n, levels)    from the statistic of a block of n elements to what encode needs, its `scale` (a Scale)
-//                             included; `levels` is the spec's, and only qsgd looks at it
-//   encode(coder, v, noise)   the code of v and the value that receivers will decode; noise: 16 random bits
-//   decode(code, scale)       the value of a code, scale as float (scale_value)
-//   valid(code, levels)       whether an encoder makes this code
-//   largest_scale(levels)     no encoder makes a larger one (float bits, or the E8M0 byte): code * scale stays finite
+// A dense codec sends one code of `bits` bits for every element. It is a struct with:
+//
+// - id, mode, name: its number in the wire header, which of the kernels of that codec it is, its name in Python
+// - bits: 1, 2, 4, 8, 16 or 32
+// - kVariableBits: whether its codes of 8 bits are cut down to job.bits; drivers extend their sign to 8 bits before
+//   decode and valid
+// - statistic: what one block is reduced to; Statistic::none means no blocks, no scales
+// - Scale: float, or uint8_t: the biased exponent of a power of two (E8M0)
+// - kStochastic: whether encode uses its noise
+// - kFixedBlock: the only block it has (32 for mx*), or 0: any of kMinBlock to kMaxBlock
+// - coder(stat, n, levels): from the statistic of a block of n elements to what encode needs, its `scale` (a Scale)
+//   included; `levels` is the spec's, and only qsgd looks at it
+// - encode(coder, v, noise): the code of v and the value that receivers will decode; noise is 16 random bits
+// - decode(code, scale): the value of a code, scale as float (scale_value)
+// - valid(code, levels): whether an encoder makes this code
+// - largest_scale(levels): no encoder makes a larger one (float bits, or the E8M0 byte), so code * scale stays finite
+//
 // Drivers (csrc/cpu, cuda) loop over blocks and know nothing else about a codec.
 #pragma once
 

@@ -20,13 +20,20 @@ struct Int {
   static constexpr bool kVariableBits = false;
   static constexpr uint32_t kFixedBlock = 0;
   static constexpr float kLargestCode = (1 << (num_bits - 1)) - 1;
-  using Coder = Fit;
+  struct Coder {
+    float scale;
+    float inverse;
+    float bound;  // kLargestCode: compilers clamp to a variable in two instructions, to a constant in many
+  };
 
-  DANCE_HD static Coder coder(float largest, uint32_t, uint32_t) { return fit(largest, kLargestCode); }
+  DANCE_HD static Coder coder(float largest, uint32_t, uint32_t) {
+    const Fit fitted = fit(largest, kLargestCode);
+    return {fitted.scale, fitted.inverse, kLargestCode};
+  }
   DANCE_HD static Coded encode(Coder coder, float value, uint32_t noise) {
     float t = value * coder.inverse;
     // |t| <= L (1 + 2^-22), so that rounding to nearest needs no clamp.
-    if (stochastic) t = clamp(t + dither(noise), kLargestCode);
+    if (stochastic) t = clamp(t + dither(noise), coder.bound);
     const float shifted = t + kRoundMagic;
     return {float_bits(shifted), (shifted - kRoundMagic) * coder.scale};
   }

@@ -38,7 +38,8 @@ struct Qsgd {
     return static_cast<float>(static_cast<int8_t>(code)) * scale;
   }
   DANCE_HD static bool valid(uint32_t code, uint32_t levels) {
-    const int32_t value = static_cast<int8_t>(code), largest = largest_code(levels);
+    const auto value = static_cast<int32_t>(static_cast<int8_t>(code));
+    const int32_t largest = largest_code(levels);
     return value <= largest && value >= -largest;
   }
   DANCE_HD static uint32_t largest_scale(uint32_t levels) { return float_bits(coder(kLargest, 0, levels).scale); }

@@ -162,7 +162,7 @@ inline void encode_block(const EncodeJob& job, Scratch& scratch, typename Codec:
 template <class Codec, Operation op, uint32_t Fixed>
 inline int64_t encode_group(const EncodeJob& job, Scratch& scratch, uint64_t b, uint32_t num, const float* x,
                             float* state, uint32_t n) {
-  constexpr uint32_t most = Fixed ? kGroup / Fixed : 1;
+  constexpr uint32_t most = kGroup / (Fixed ? Fixed : kGroup);
   float statistic[most];
   typename Codec::Coder coder[most];
   auto* scales = static_cast<typename Codec::Scale*>(job.scales) + b;

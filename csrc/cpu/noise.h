@@ -34,13 +34,16 @@ inline __attribute__((always_inline)) Wide multiply(Wide words, uint32_t factor)
 // bits gives their order.
 #if defined(__AVX512F__)
 constexpr Wide kCounters = {0, 4, 1, 5, 2, 6, 3, 7};
-constexpr Wide kInterleaveLow = {0, 8, 2, 10, 4, 12, 6, 14}, kInterleaveHigh = {1, 9, 3, 11, 5, 13, 7, 15};
+#define DANCE_INTERLEAVE_LOW 0, 8, 2, 10, 4, 12, 6, 14
+#define DANCE_INTERLEAVE_HIGH 1, 9, 3, 11, 5, 13, 7, 15
 #elif defined(__AVX2__)
 constexpr Wide kCounters = {0, 2, 1, 3};
-constexpr Wide kInterleaveLow = {0, 4, 2, 6}, kInterleaveHigh = {1, 5, 3, 7};
+#define DANCE_INTERLEAVE_LOW 0, 4, 2, 6
+#define DANCE_INTERLEAVE_HIGH 1, 5, 3, 7
 #else
 constexpr Wide kCounters = {0, 1};
-constexpr Wide kInterleaveLow = {0, 2}, kInterleaveHigh = {1, 3};
+#define DANCE_INTERLEAVE_LOW 0, 2
+#define DANCE_INTERLEAVE_HIGH 1, 3
 #endif
 
 constexpr uint32_t kNoiseSize = kMaxBlock + 16 * kWideLanes;
@@ -63,8 +66,8 @@ __attribute__((noinline)) const uint16_t* fill_noise(uint64_t seed, uint64_t sta
       k1 += 0xBB67AE85u;
     }
     const Wide front = (c0 & 0xffffffffu) | c1 << 32, back = (c2 & 0xffffffffu) | c3 << 32;
-    const Wide low = __builtin_shuffle(front, back, kInterleaveLow);
-    const Wide high = __builtin_shuffle(front, back, kInterleaveHigh);
+    const Wide low = __builtin_shufflevector(front, back, DANCE_INTERLEAVE_LOW);
+    const Wide high = __builtin_shufflevector(front, back, DANCE_INTERLEAVE_HIGH);
     std::memcpy(out, &low, sizeof low);
     std::memcpy(out + 4 * kWideLanes, &high, sizeof high);
   }

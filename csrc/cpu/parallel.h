@@ -21,8 +21,9 @@ void parallel_for(uint64_t num_items, uint64_t grain, Body&& body) {
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 
-// Elements a thread takes at least: less work than that is not worth waking it.
-constexpr uint64_t kGrain = 1 << 16;
+// Elements a thread takes at least. Measured on two cores with int8: waking a thread costs about 5 us, coding twice
+// this many elements on one thread about 25.
+constexpr uint64_t kGrain = 1 << 17;
 
 constexpr uint32_t kMaxThreads = 256;
 

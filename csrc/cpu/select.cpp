@@ -62,7 +62,7 @@ Selection select_strata(const EncodeRequest& request, uint64_t total) {
                    }
                  });
   }
-  return {indices, values, total, pass_over(request.operation, job)};
+  return {indices, values, total, pass_over(request.operation, job), kInfinityBits};
 }
 
 // top-k of each block; the indices within the blocks go to the payload.
@@ -99,15 +99,37 @@ Selection select_blocks(const EncodeRequest& request, uint64_t total) {
   for (const int64_t index : bad) {
     if (first_bad < 0) first_bad = index;
   }
-  return {indices, values, total, first_bad};
+  return {indices, values, total, first_bad, kInfinityBits};
+}
+
+// The `rank`-th largest key of dgc's sample of `size` elements.
+uint32_t sampled_threshold(const EncodeRequest& request, uint64_t size, uint64_t rank) {
+  const SelectJob job = job_of(request);
+  float* sample = room_of_thread().values.at_least(2 * size);
+  for_each_stratum(request.seed, size, job.numel, 0, size,
+                   [&](uint64_t i, uint64_t index) { sample[i] = element(request.operation, job, index); });
+  uint64_t ties;
+  const uint32_t bound = select_kernels().nth_key(sample, size, rank, 0, 0, sample + size, &ties);
+  uint32_t key = kInfinityBits;
+  for (uint64_t i = 0; i < size; ++i) {
+    const uint32_t own = selection_key(sample[i]);
+    key = own >= bound ? std::min(key, own) : key;
+  }
+  return key;
+}
+
+// Whether receivers decode just v.
+bool sends_v(const EncodeRequest& request) {
+  return request.codec.values == None::id && request.dtype == Dtype::float32;
 }
 
 Selection select_dgc(const EncodeRequest& request) {
   const uint64_t k = request.codec.count, numel = request.numel, size = std::min(numel, kDgcSample);
   const uint64_t rank = std::min(size, divide_up(3 * k * size, 2 * numel));
   const SelectJob job = job_of(request);
-  const uint32_t lowest = sampled_threshold(request.operation, job, request.seed, size, rank);
-  return select_global(request.operation, job, lowest, k, std::min(2 * k, numel));
+  const uint32_t lowest = sampled_threshold(request, size, rank);
+  return select_global(request.operation, job, {lowest, sends_v(request) ? lowest : kInfinityBits}, k,
+                       std::min(2 * k, numel));
 }
 
 Selection select(const EncodeRequest& request, uint64_t total) {
@@ -116,12 +138,16 @@ Selection select(const EncodeRequest& request, uint64_t total) {
     case RandK::id:
       return select_strata(request, total);
     case Threshold::id:
-      return select_global(request.operation, job, request.codec.argument, 0, request.numel);
+      return select_global(request.operation, job,
+                           {request.codec.argument, sends_v(request) ? request.codec.argument : kInfinityBits}, 0,
+                           request.numel);
     case Dgc::id:
       return select_dgc(request);
     default:
       if (request.codec.scope > 0) return select_blocks(request, total);
-      return select_global(request.operation, job, estimate_lowest(request.operation, job, total), total, total);
+      Bounds bounds = estimate_bounds(request.operation, job, total);
+      if (!sends_v(request)) bounds.sent = kInfinityBits;
+      return select_global(request.operation, job, bounds, total, total);
   }
 }
 
@@ -132,6 +158,16 @@ void finish_state(const EncodeRequest& request, const Selection& chosen, const D
   const bool feedback = request.operation == Operation::feedback;
   parallel_for(chosen.count, kValueGrain, [&](uint32_t, uint64_t first, uint64_t last) {
     ValueReader decoded(layout, payload, chosen.count, 1.0f);
+    if (feedback && request.state_dtype == Dtype::float32) {
+      float unused;
+      for (uint64_t i = first; i < last; ++i) {
+        // Which ones are finished can't be predicted: no branch. What is not finite is larger than any key.
+        const float v = chosen.values[i];
+        float* state = static_cast<float*>(request.state) + chosen.indices[i];
+        *(magnitude(v) < chosen.finished ? state : &unused) = next_state<Operation::feedback>(0.0f, v, decoded(i));
+      }
+      return;
+    }
     for (uint64_t i = first; i < last; ++i) {
       const float v = chosen.values[i];
       const uint64_t index = chosen.indices[i];

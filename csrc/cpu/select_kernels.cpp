@@ -13,7 +13,7 @@ namespace dance::cpu {
 namespace {
 
 template <Operation op, Dtype dtype, Dtype state_dtype, bool write>
-void combine_chunk(const SelectJob& job, uint64_t first, uint32_t n, float* __restrict v) {
+void combine_chunk(const SelectJob& job, uint64_t first, uint32_t n, uint32_t sent, float* __restrict v) {
   using X = Element<dtype>;
   using State = Element<state_dtype>;
   const typename X::Type* __restrict x = static_cast<const typename X::Type*>(job.x) + first;
@@ -22,7 +22,8 @@ void combine_chunk(const SelectJob& job, uint64_t first, uint32_t n, float* __re
     const float value = combine<op>(X::load(x[i]), State::load(state[i]));
     v[i] = value;
     // The state of an element that is not finite keeps its bits.
-    if (write) state[i] = is_finite(value) ? State::store(value) : state[i];
+    const float rest = magnitude(value) < sent ? value : 0.0f;
+    if (write) state[i] = is_finite(value) ? State::store(rest) : state[i];
   }
 }
 
@@ -34,32 +35,32 @@ void convert_chunk(const SelectJob& job, uint64_t first, uint32_t n, float* __re
 }
 
 template <Operation op, Dtype dtype, Dtype state_dtype>
-void combine_chunk(const SelectJob& job, uint64_t first, uint32_t n, bool write, float* v) {
+void combine_chunk(const SelectJob& job, uint64_t first, uint32_t n, bool write, uint32_t sent, float* v) {
   if (op == Operation::feedback && write) {
-    combine_chunk<op, dtype, state_dtype, true>(job, first, n, v);
+    combine_chunk<op, dtype, state_dtype, true>(job, first, n, sent, v);
   } else {
-    combine_chunk<op, dtype, state_dtype, false>(job, first, n, v);
+    combine_chunk<op, dtype, state_dtype, false>(job, first, n, sent, v);
   }
 }
 
 template <Operation op, Dtype dtype>
-void combine_chunk(const SelectJob& job, uint64_t first, uint32_t n, bool write, float* v) {
+void combine_chunk(const SelectJob& job, uint64_t first, uint32_t n, bool write, uint32_t sent, float* v) {
   if constexpr (op == Operation::encode) {
     convert_chunk<dtype>(job, first, n, v);
   } else {
-    if (job.state_dtype == Dtype::float32) combine_chunk<op, dtype, Dtype::float32>(job, first, n, write, v);
-    if (job.state_dtype == Dtype::float16) combine_chunk<op, dtype, Dtype::float16>(job, first, n, write, v);
-    if (job.state_dtype == Dtype::bfloat16) combine_chunk<op, dtype, Dtype::bfloat16>(job, first, n, write, v);
+    if (job.state_dtype == Dtype::float32) combine_chunk<op, dtype, Dtype::float32>(job, first, n, write, sent, v);
+    if (job.state_dtype == Dtype::float16) combine_chunk<op, dtype, Dtype::float16>(job, first, n, write, sent, v);
+    if (job.state_dtype == Dtype::bfloat16) combine_chunk<op, dtype, Dtype::bfloat16>(job, first, n, write, sent, v);
   }
 }
 
 // Where v of elements [first, first + n) lies: in x itself, or made in `buffer`.
 template <Operation op>
-const float* load_chunk(const SelectJob& job, uint64_t first, uint32_t n, bool write, float* buffer) {
+const float* load_chunk(const SelectJob& job, uint64_t first, uint32_t n, bool write, uint32_t sent, float* buffer) {
   if (op == Operation::encode && job.dtype == Dtype::float32) return static_cast<const float*>(job.x) + first;
-  if (job.dtype == Dtype::float32) combine_chunk<op, Dtype::float32>(job, first, n, write, buffer);
-  if (job.dtype == Dtype::float16) combine_chunk<op, Dtype::float16>(job, first, n, write, buffer);
-  if (job.dtype == Dtype::bfloat16) combine_chunk<op, Dtype::bfloat16>(job, first, n, write, buffer);
+  if (job.dtype == Dtype::float32) combine_chunk<op, Dtype::float32>(job, first, n, write, sent, buffer);
+  if (job.dtype == Dtype::float16) combine_chunk<op, Dtype::float16>(job, first, n, write, sent, buffer);
+  if (job.dtype == Dtype::bfloat16) combine_chunk<op, Dtype::bfloat16>(job, first, n, write, sent, buffer);
   return buffer;
 }
 
@@ -94,14 +95,14 @@ inline uint64_t scan(const float* v, uint64_t n, uint64_t first_index, uint32_t 
 }
 
 template <Operation op>
-uint64_t collect(const SelectJob& job, uint64_t first, uint64_t last, uint32_t lowest, bool write, uint32_t* indices,
-                 float* values) {
+uint64_t collect(const SelectJob& job, uint64_t first, uint64_t last, uint32_t lowest, bool write, uint32_t sent,
+                 uint32_t* indices, float* values) {
   alignas(64) float buffer[1024];
   constexpr uint64_t step = sizeof buffer / sizeof *buffer;
   uint64_t found = 0;
   for (uint64_t i = first; i < last; i += step) {
     const uint32_t n = static_cast<uint32_t>(last - i < step ? last - i : step);
-    const float* v = load_chunk<op>(job, i, n, write, buffer);
+    const float* v = load_chunk<op>(job, i, n, write, sent, buffer);
     found += scan(v, n, i, lowest, indices + found, values + found);
   }
   return found;
@@ -225,7 +226,7 @@ int64_t top_of_block(const SelectJob& job, uint64_t first, uint32_t n, uint32_t 
   float* candidates = scratch + room;
   uint32_t* places = reinterpret_cast<uint32_t*>(scratch + 2 * room);
   float* rest = scratch + 3 * room;
-  const float* v = load_chunk<op>(job, first, n, true, scratch);
+  const float* v = load_chunk<op>(job, first, n, true, kInfinityBits, scratch);
   const uint32_t lowest = lower_bound(v, n, count, reinterpret_cast<int32_t*>(places), rest);
   uint64_t found = scan(v, n, first, lowest, places, candidates);
   int64_t bad = -1;

@@ -17,10 +17,10 @@ struct SelectKernels {
   const char* target;
 
   // Appends, in order of index, every element of [first, last) whose magnitude is >= lowest, those that are not finite
-  // among them: its index and its v. With `write`, feedback also stores v as the state of every finite element. Returns
-  // how many; there must be room for last - first + kSelectSlack.
+  // among them: its index and its v. With `write`, feedback also stores the state of every finite element: v, or 0 from
+  // magnitude `sent` on. Returns how many; there must be room for last - first + kSelectSlack.
   uint64_t (*collect[kNumOperations])(const SelectJob&, uint64_t first, uint64_t last, uint32_t lowest, bool write,
-                                      uint32_t* indices, float* values);
+                                      uint32_t sent, uint32_t* indices, float* values);
 
   // A selection key that rank to rank + slack of the n values reach (1 <= rank <= n), or just the rank-th largest: then
   // *ties is how many with this key itself are among the rank largest, else it is n. No value has a key < lowest.
