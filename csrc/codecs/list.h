@@ -11,6 +11,7 @@
 #include "codecs/qsgd.h"
 #include "codecs/randk.h"
 #include "codecs/sign.h"
+#include "codecs/ternary.h"
 #include "codecs/threshold.h"
 #include "codecs/topk.h"
 
@@ -22,7 +23,7 @@ struct CodecList {
 };
 
 using DenseCodecs = CodecList<None, Fp16, Bf16, Fp8E4m3, Fp8E5m2, MxFp8E4m3, MxFp8E5m2, MxFp4, Int8, Int8Stochastic,
-                              Int4, Int4Stochastic, Int2, Int2Stochastic, QsgdMax, QsgdL2, Sign>;
+                              Int4, Int4Stochastic, Int2, Int2Stochastic, QsgdMax, QsgdL2, Sign, Ternary>;
 using SparseCodecs = CodecList<TopK, RandK, Threshold, Dgc>;
 
 // Calls f(Codec{}) for every codec of the list.

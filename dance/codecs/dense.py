@@ -323,6 +323,37 @@ class Sign(Codec):
         return cls(block=spec.block)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ternary(Codec):
+    """``ternary``: -1, 0 or 1 times one and a half mean magnitudes of its block, the nearest (after Li & Liu
+    2016).
+    """
+
+    name: ClassVar[str] = "ternary"
+    id: ClassVar[int] = 12
+    principal: ClassVar[str | None] = "block"
+    examples: ClassVar[tuple[str, ...]] = ("ternary:block=256", "ternary:block=100")
+
+    block: int = 256
+
+    def __post_init__(self) -> None:
+        check_integer(self.name, "block", self.block, _BLOCKS)
+
+    @property
+    def contraction(self) -> float:
+        # With a = 1.5 m, m the mean magnitude and S the elements above a/2, the error falls by the sum over S of
+        # a (2|x| - a). All others together have at most (n - |S|) a/2 of the total n m, so that the sum is at
+        # least a (2 n m - n a) = 0.75 n m^2, and ||x||^2 <= n^2 m^2.
+        return 0.75 * (1.0 - 2.0**-20) / self.block
+
+    def spec(self, numel: int) -> _native.Spec:
+        return _native.Spec(id=self.id, block=self.block)
+
+    @classmethod
+    def from_spec(cls, spec: _native.Spec, numel: int) -> Ternary:
+        return cls(block=spec.block)
+
+
 DENSE: tuple[type[Codec], ...] = (
     Uncompressed,
     Fp16,
@@ -335,6 +366,7 @@ DENSE: tuple[type[Codec], ...] = (
     MxFp4,
     Qsgd,
     Sign,
+    Ternary,
 )
 
 

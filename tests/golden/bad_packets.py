@@ -294,6 +294,7 @@ def _codes() -> Iterator[tuple[str, Packet, bytes, str]]:
         ("qsgd:levels=3,block=32", 2, (-2,)),
         ("qsgd:levels=11,block=32", 4, (-6, 6, 7, -8)),
         ("topk:ratio=0.3,values=int8:block=32", -1, (-128,)),
+        ("ternary:block=32", 2, (-2,)),
     ):
         packet = _packet(codec)
         for code in codes:

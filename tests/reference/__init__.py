@@ -28,6 +28,7 @@ from reference.operations import (
 )
 from reference.selectors import Dgc, RandK, Threshold, TopK
 from reference.sign import Sign
+from reference.ternary import Ternary
 
 __all__ = [
     "CODECS",
@@ -73,6 +74,7 @@ CODECS: dict[str, type[Any]] = {
         MxFp8,
         MxFp4,
         Qsgd,
+        Ternary,
         RandK,
         Threshold,
         Dgc,
