@@ -7,10 +7,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 NATIVE := $(shell find csrc cuda cmake -type f 2>/dev/null) CMakeLists.txt pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench wheel gpu-check clean
+.PHONY: help demo test test-sanitized test-threads coverage fuzz check-arm lint format bench wheel gpu-check clean
 
 help:  ## list the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
 # The package in .venv, rebuilt when a native source changed; Python files are used in place. Without build isolation, so that
 # rebuilds are incremental and clang-tidy finds pybind11's headers.
@@ -27,17 +27,39 @@ demo: .venv/installed  ## train a GAN over five processes and compressed gossip;
 test: .venv/installed  ## run the tests
 	$(BIN)/python -m pytest
 
+# The tests that reach the core: what is above it sees arrays alone. Tools of .venv come first.
+CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,bits codecs feedback frame_mutation golden packet reduce operators threads consensus))
+CORE_TESTS := $(wildcard $(CORE_TESTS))
+TOOLS := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON=$(BIN)/python
+
+test-sanitized: .venv/installed  ## the tests of the core under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(TOOLS) tests/sanitize/run.sh $(CORE_TESTS)
+
+test-threads: .venv/installed  ## the thread pool under ThreadSanitizer
+	$(TOOLS) tests/sanitize/threads.sh
+
+coverage: .venv/installed  ## line coverage of the core, by file; fails below 95 % in the frame and the decoders
+	$(PIP) gcovr==8.8
+	$(TOOLS) tests/sanitize/coverage.sh $(CORE_TESTS)
+
+SECONDS := 60
+fuzz: .venv/installed  ## search for bytes that crash the core: SECONDS (60) for each target, with clang's libFuzzer
+	$(TOOLS) tests/fuzz/run.sh $(SECONDS)
+
+check-arm: .venv/installed  ## the bits of aarch64 under qemu-user equal those of this machine
+	$(TOOLS) tests/arm/check.sh
+
 lint: .venv/installed  ## check formats, types, layers and native code
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'cuda/*')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'cuda/*' 'tests/*.h' 'tests/*.cpp')
 	git ls-files 'csrc/*.cpp' | xargs -P 2 -n 3 $(BIN)/clang-tidy --quiet -p $$(ls -d build/cp*/ | head -1) \
 	  --extra-arg=-isystem$$($(BIN)/python -c 'import pybind11; print(pybind11.get_include())')
 
 format:  ## rewrite sources in the project's format
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'cuda/*')
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'cuda/*' 'tests/*.h' 'tests/*.cpp')
 
 bench: .venv/installed  ## measure the kernels on this machine
 	$(BIN)/dance bench

@@ -47,8 +47,11 @@ fi
 "$python" -m pip install --quiet --no-deps "${offline[@]}" --target "$work/dance" . --config-settings build-dir="$work/native" \
   --config-settings cmake.define.DANCE_CUDA="$cuda" --config-settings cmake.define.DANCE_CUDA_ARCHITECTURES="$architectures"
 
-# Not from the source tree, whose dance/ has no extension module.
+# Not from the source tree, whose dance/ has no extension module, nor what an editable install of it (make test) points to.
+echo 'import sys; sys.meta_path[:] = [f for f in sys.meta_path if "ScikitBuild" not in type(f).__name__]' \
+  >"$work/tools/sitecustomize.py"
 cd "$work"
+"$python" -c 'import dance, sys; assert dance.__file__.startswith(sys.argv[1]), dance.__file__' "$work"
 tests=("$python" -m pytest -c "$root/pyproject.toml" --rootdir "$root" -p no:cacheprovider -q -m cuda "$root/tests/test_cuda.py")
 "$python" -m dance info
 if [ -z "$capability" ]; then

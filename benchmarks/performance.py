@@ -3,8 +3,8 @@
     python -m benchmarks.performance                 10 minutes or so, on an idle machine; --help for less
 
 Run it from the source tree. On one thread: every codec and operation beside memcpy and the peers that are
-installed, in the same rounds. Then two threads against one, small calls from Python, and AVX2 alone
-(DANCE_CPU=avx2). Writes benchmarks/results/cpu_<name of the CPU>.json.
+installed, in the same rounds. Then input of 16 bits, two threads against one, small calls from Python, and
+AVX2 alone (DANCE_CPU=avx2). Writes benchmarks/results/cpu_<name of the CPU>.json.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ import dance
 from benchmarks import tables, targets
 from benchmarks.targets import Row
 from dance import _native, bench
-from dance.bench import Bed, BenchConfig, Case
+from dance.bench import Bed, BenchConfig, Case, Run
+from dance.codecs import DTYPES
 from dance.roofline import CpuMachine
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +37,8 @@ DOCUMENT = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "benchmarks" / "results"
 COMMAND = "python -m benchmarks.performance"
 _SMALL_CALLS = 1000
+_HALVES = ("none", "int8")
+_HALVES_OPERATIONS = ("encode", "encode_feedback", "decode", "decode_add")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,8 @@ def measure(config: Config) -> tables.Results:
     wanted = [_case(target) for target in targets.MEMCPY]
     built = {(r.case.codec, r.case.operation) for r in run.results}
     wanted = [case for case in wanted if (case.codec, case.operation) in built]
+    _say("input of 16 bits")
+    halves = _halves(base)
     _say("two threads")
     threads = [row for numel in numels for row in _two_threads(wanted, numel, config.repetitions)]
     _say("small calls")
@@ -99,6 +104,7 @@ def measure(config: Config) -> tables.Results:
         peer_failures=dict(peers.FAILURES) if peers else {},
         config=base,
         run=run,
+        halves=halves,
         targets=targets.rows(run.results, numels),
         threads=threads,
         small=small,
@@ -107,15 +113,23 @@ def measure(config: Config) -> tables.Results:
 
 
 def _case(target: targets.Target, numel: int = 0) -> Case:
-    try:
-        codec = str(dance.codec(target.codec))
-    except ValueError:  # not built
-        codec = target.codec
-    return Case(codec=codec, operation=target.operation, numel=numel)
+    return Case(codec=str(dance.codec(target.codec)), operation=target.operation, numel=numel)
 
 
 def _say(part: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {part}", file=sys.stderr, flush=True)
+
+
+def _halves(config: BenchConfig) -> list[tuple[BenchConfig, Run]]:
+    """Arrays of float16 and bfloat16, of which no target speaks."""
+    codecs = [text for text in config.codec or _HALVES if dance.codec(text).name in _HALVES]
+    if not codecs:
+        return []
+    found = []
+    for dtype in DTYPES[1:]:
+        one = replace(config, codec=tuple(codecs), operation=_HALVES_OPERATIONS, dtype=dtype, peers=False)
+        found.append((one, bench.measure(one)))
+    return found
 
 
 def _two_threads(wanted: Sequence[Case], numel: int, repetitions: int) -> list[Row]:
@@ -149,37 +163,27 @@ def _small_calls(config: BenchConfig, repetitions: int) -> list[Row]:
     for text in config.codec or bench.default_codecs():
         codec = str(dance.codec(text))
         for operation in ("encode", "encode_feedback", "decode"):
+            call = _small_call(bed, codec, operation)
             row = Row(
                 what=f"{codec} {operation}",
                 size=targets.SMALL_NUMEL,
                 wanted=1e6 * targets.SMALL_S if operation == "encode" else None,
                 unit="us",
                 most=True,
-                missing="not built",
+                values=tuple(sorted(1e6 * _seconds(call) for _ in range(repetitions))),
             )
-            try:
-                call = _small_call(bed, codec, operation)
-                values = sorted(1e6 * _seconds(call) for _ in range(repetitions))
-                found.append(replace(row, values=tuple(values)))
-            except (ValueError, dance.DanceError):
-                found.append(row)
+            found.append(row)
     return found
 
 
 def _small_call(bed: Bed, codec: str, operation: str) -> Callable[[], object]:
     x, state, packet = bed.x, bed.state, dance.encode(bed.x, codec)
-    calls: dict[str, Callable[[Any], object]] = {
-        "encode": lambda out: dance.encode(x, codec, out=out),
-        "encode_feedback": lambda out: dance.encode_feedback(x, state, codec, out=out),
-        "decode": lambda _: dance.decode(packet, out=bed.target),
+    calls: dict[str, Callable[[], object]] = {
+        "encode": lambda: dance.encode(x, codec, out=packet),
+        "encode_feedback": lambda: dance.encode_feedback(x, state, codec, out=packet),
+        "decode": lambda: dance.decode(packet, out=bed.target),
     }
-    call = calls[operation]
-    try:
-        call(packet)
-    except ValueError:  # its size varies
-        packet = dance.encode(x, codec)
-        return lambda: call(None)
-    return lambda: call(packet)
+    return calls[operation]
 
 
 def _seconds(call: Callable[[], object]) -> float:

@@ -25,6 +25,7 @@ class Results:
     peer_failures: dict[str, str]
     config: BenchConfig
     run: Run
+    halves: list[tuple[BenchConfig, Run]]  # input of 16 bits
     targets: list[Row]
     threads: list[Row]
     small: list[Row]
@@ -43,6 +44,7 @@ class Results:
                 for name, rows in parts.items()
             },
             "bench": bench.report(self.config, self.run),
+            "halves": [bench.report(config, run) for config, run in self.halves],
         }
 
 
@@ -57,6 +59,7 @@ def document(results: Results) -> str:
         + _rows(results.small, "call"),
         "### Beside peers\n\n" + _peers(results),
         "### Every codec and operation\n\n" + _all(results.run),
+        *(f"### Input of {config.dtype}\n\n{_all(run)}" for config, run in results.halves),
     ]
     return "\n\n".join(parts)
 

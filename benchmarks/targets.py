@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dance.bench import Measurement
-from dance.codecs import CODECS
 
 DRAM, CACHE = 1 << 24, (1 << 20, 1 << 16)  # numel: beyond every cache; within it
 AVX2_SHARE = 0.9  # of the ratios to memcpy, with DANCE_CPU=avx2
@@ -123,12 +122,8 @@ def _row(target: Target, results: Sequence[Measurement], numel: int) -> Row:
         unit=unit,
         values=tuple(sorted(values)),
         most=target.most,
-        missing=_missing(target.codec) if own is None else "peer not installed",
+        missing="not measured" if own is None else "peer not installed",
     )
-
-
-def _missing(codec: str) -> str:
-    return "not measured" if codec in {kind.name for kind in CODECS} else "not built"
 
 
 def is_case(result: Measurement, codec: str, operation: str, numel: int) -> bool:

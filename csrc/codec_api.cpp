@@ -80,12 +80,12 @@ void check_dense(const CodecSpec& codec) {
 }
 
 void check_argument(const CodecSpec& codec) {
-  const float argument = bits_float(codec.argument);
+  // Compared as integers: the caller's thread may flush subnormal numbers to zero.
   const std::string got = ", got the bits " + text(codec.argument);
   if (codec.id == Threshold::id) {
-    if (!(argument > 0.0f && argument <= kLargest)) refuse(codec, "its argument must be positive and finite" + got);
+    if (codec.argument - 1u >= kInfinityBits - 1u) refuse(codec, "its argument must be positive and finite" + got);
   } else if (codec.id == Dgc::id) {
-    if (!(argument > 0.0f && argument <= 1.0f)) refuse(codec, "its argument, the ratio, must be in (0, 1]" + got);
+    if (codec.argument - 1u >= float_bits(1.0f)) refuse(codec, "its argument, the ratio, must be in (0, 1]" + got);
   } else {
     check_unused(codec, "argument", codec.argument);
   }
@@ -237,12 +237,27 @@ void decode(const DecodeRequest& request) {
   check_decode(request);
   if (request.numel == 0) return;
   if (request.place.device >= 0) return cuda::decode(request);
-  check_content(request.codec, request.dtype, request.payload, request.numel, false);
   const cpu::FloatMode mode;
+  check_content(request.codec, request.dtype, request.payload, request.numel, false);
   if (is_sparse(request.codec.id)) return cpu::decode_sparse(request);
   cpu::decode_dense(layout_of(request.codec, request.dtype, request.numel), request.payload, request.out,
                     request.out_dtype, request.numel, request.add, request.weight);
 }
+
+namespace {
+
+// New codes are written while packets are still being read.
+void check_apart(const ReduceRequest& request) {
+  const auto to = reinterpret_cast<uintptr_t>(request.encode_into->payload);
+  for (uint32_t i = 0; i < request.num_packets; ++i) {
+    const auto from = reinterpret_cast<uintptr_t>(request.packets[i].payload);
+    if (to < from + request.packets[i].payload_size && from < to + request.encode_into->payload_size) {
+      throw ArgumentError("reduce: the new packet shares memory with packet " + text(i) + "; pass another out");
+    }
+  }
+}
+
+}  // namespace
 
 EncodeResult reduce(const ReduceRequest& request) {
   if (request.num_packets == 0) throw ArgumentError("reduce: expected at least one packet");
@@ -259,6 +274,7 @@ EncodeResult reduce(const ReduceRequest& request) {
   if (request.encode_into != nullptr) {
     if (request.encode_into->numel != request.numel) throw ArgumentError("reduce: the new packet has another size");
     check_encode(*request.encode_into);
+    check_apart(request);
   }
   const uint32_t count = request.encode_into == nullptr ? 0 : request.encode_into->codec.count;
   if (request.numel == 0) return {-1, count};
@@ -266,17 +282,18 @@ EncodeResult reduce(const ReduceRequest& request) {
     cuda::reduce(request);
     return {-1, count};
   }
+  const cpu::FloatMode mode;
   for (uint32_t i = 0; i < request.num_packets; ++i) {
     const DecodeRequest& packet = request.packets[i];
     check_content(packet.codec, packet.dtype, packet.payload, packet.numel, false);
   }
-  const cpu::FloatMode mode;
   return cpu::reduce(request);
 }
 
 void check_received(const CodecSpec& codec, Dtype dtype, const uint8_t* payload, uint64_t payload_size,
                     uint64_t numel) {
   check_size(codec, payload, payload_size, payload_nbytes(codec, dtype, numel), numel);
+  const cpu::FloatMode mode;
   check_content(codec, dtype, payload, numel, true);
 }
 

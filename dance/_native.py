@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import index
 from typing import Any
 
 try:
@@ -48,9 +49,13 @@ def set_num_threads(num_threads: int) -> None:
     ``OMP_NUM_THREADS`` or the CPUs this process may run on. The number never changes a bit of a result.
     """
     global _follows_torch
-    if num_threads < 1:
-        raise ValueError(f"set_num_threads: expected at least 1, got {num_threads}")
-    _core.set_num_threads(num_threads)
+    try:
+        count = index(num_threads)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ValueError(f"set_num_threads: expected an integer of at least 1, got {num_threads!r}")
+    _core.set_num_threads(count)
     _follows_torch = False
 
 

@@ -24,6 +24,8 @@ Memory: TypeAlias = "tuple[int, int, int, Any, int]"
 FLOAT32, FLOAT16, BFLOAT16 = range(3)  # positions in dance.codecs.DTYPES
 _FLOAT32, _FLOAT16, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.float64)
 _UINT8 = np.dtype(np.uint8)
+# Of each dtype; a number of Python is converted to that of the array without rounding.
+_LARGEST = (float(np.finfo(np.float32).max), 65504.0, float.fromhex("0x1.fep127"))
 _NO_INDEX = 2**63 - 1  # kernels lower it to the first index they object to
 _address = _native.address
 
@@ -58,10 +60,10 @@ class Kind(Protocol):
         """A copy of ``x`` in the same place."""
 
     def add_scaled(self, y: Any, factor: float, x: Any) -> None:
-        """y += factor * x, in place; all finite."""
+        """y += factor * x, in place; all finite, and y saturates at its largest finite value."""
 
     def decay_and_add(self, y: Any, factor: float, x: Any) -> None:
-        """y = factor * y + x, in place; what is not finite in x counts as 0."""
+        """y = factor * y + x, in place, saturating as well; what is not finite in x counts as 0."""
 
     def clear(self, y: Any, indices: Any) -> None:
         """Sets the elements at ``indices`` (int64 of NumPy) of the flattened array to 0, in place."""
@@ -87,14 +89,31 @@ def _refused_dtype(who: str, dtype: Any) -> ValueError:
     return ValueError(f"{who}: expected float32, float16 or bfloat16 on one device, got {got}; cast first")
 
 
-def _refused_layout(who: str) -> ValueError:
+def _refused_layout(who: str, x: Any) -> ValueError:
     return ValueError(
-        f"{who}: is changed in place and must be contiguous and writable; pass a contiguous array"
+        f"{who}: is changed in place and must be contiguous and writable, got {_layout_text(x)}; "
+        "pass a contiguous array"
     )
 
 
-def _refused_payload(who: str) -> ValueError:
-    return ValueError(f"{who}: expected a payload of contiguous uint8")
+def _refused_payload(who: str, payload: Any) -> ValueError:
+    dtype = str(payload.dtype).removeprefix("torch.")
+    return ValueError(
+        f"{who}: expected a payload of contiguous uint8, got {dtype} in {_layout_text(payload)}; "
+        "pass Packet.payload or bytes"
+    )
+
+
+def _layout_text(x: Any) -> str:
+    flags = getattr(x, "flags", None)
+    if flags is not None and not getattr(flags, "writeable", True):
+        return "a read-only array"
+    if getattr(flags, "aligned", True) is False:
+        return "an array that is not aligned"
+    if flags is None and (str(x.layout) != "torch.strided" or x.is_neg()):
+        return f"a tensor of layout {x.layout}, lazily negated: {x.is_neg()}"
+    strides = x.stride() if flags is None else x.strides
+    return f"shape {tuple(x.shape)} with strides {tuple(strides)}"
 
 
 def _refused_device(who: str, device: str) -> UnavailableError:
@@ -130,6 +149,11 @@ def _numpy_dtype(dtype: Any, who: str) -> int:
     raise _refused_dtype(who, dtype)
 
 
+def _saturate(numpy: Any, y: Any) -> None:
+    largest = _LARGEST[FLOAT32 if y.dtype == _FLOAT32 else _numpy_dtype(y.dtype, "state")]
+    numpy.clip(y, -largest, largest, out=y)
+
+
 def _numpy_type(dtype: int) -> Any:
     if dtype != BFLOAT16:
         return _FLOAT16 if dtype == FLOAT16 else _FLOAT32
@@ -163,12 +187,12 @@ class NumpyKind:
         if x.dtype is not _FLOAT32 and x.dtype != _FLOAT32:
             dtype = _numpy_dtype(x.dtype, who)
         if not x.flags.carray:  # contiguous, aligned and writable
-            raise _refused_layout(who)
+            raise _refused_layout(who, x)
         return _address(x), x.size, CPU, x, dtype
 
     def payload(self, payload: Any, who: str) -> Memory:
         if payload.dtype != _UINT8 or not payload.flags.c_contiguous:
-            raise _refused_payload(who)
+            raise _refused_payload(who, payload)
         return _address(payload), payload.size, CPU, payload, 0
 
     def new_payload(self, num_bytes: int, device: int) -> tuple[Any, int]:
@@ -189,12 +213,16 @@ class NumpyKind:
         return np.array(x, order="C")
 
     def add_scaled(self, y: Any, factor: float, x: Any) -> None:
-        y += np.float32(factor) * x
+        with np.errstate(over="ignore"):
+            y += np.float32(factor) * x
+        _saturate(np, y)
 
     def decay_and_add(self, y: Any, factor: float, x: Any) -> None:
-        x = x.astype(np.float32, copy=False)
-        y *= np.float32(factor)
-        y += np.where(np.isfinite(x), x, np.float32(0.0))
+        with np.errstate(over="ignore"):
+            x = x.astype(np.float32, copy=False)
+            y *= np.float32(factor)
+            y += np.where(np.isfinite(x), x, np.float32(0.0))
+        _saturate(np, y)
 
     def clear(self, y: Any, indices: Any) -> None:
         y.reshape(-1)[indices] = 0.0
@@ -294,12 +322,12 @@ class TorchKind:
     def write(self, x: Any, who: str) -> Memory:
         dtype = FLOAT32 if x.dtype is self._float32 else self._dtype(x.dtype, who)
         if x.layout is not self._torch.strided or not x.is_contiguous() or x.is_neg():
-            raise _refused_layout(who)
+            raise _refused_layout(who, x)
         return x.data_ptr(), x.numel(), CPU if x.is_cpu else self._ordinal(x, who), x, dtype
 
     def payload(self, payload: Any, who: str) -> Memory:
         if payload.dtype is not self._uint8 or not payload.is_contiguous():
-            raise _refused_payload(who)
+            raise _refused_payload(who, payload)
         device = CPU if payload.is_cpu else self._ordinal(payload, who)
         return payload.data_ptr(), payload.numel(), device, payload, 0
 
@@ -332,10 +360,16 @@ class TorchKind:
 
     def add_scaled(self, y: Any, factor: float, x: Any) -> None:
         y.add_(x * factor)  # not alpha=factor, which may fuse: NumPy would give other bits
+        self._saturate(y)
 
     def decay_and_add(self, y: Any, factor: float, x: Any) -> None:
         x = x.detach().to(y.dtype)
         y.mul_(factor).add_(self._torch.where(x.isfinite(), x, 0.0))
+        self._saturate(y)
+
+    def _saturate(self, y: Any) -> None:
+        largest = _LARGEST[self._dtypes.index(y.dtype)]
+        y.clamp_(-largest, largest)
 
     def clear(self, y: Any, indices: Any) -> None:
         y.view(-1)[self._torch.from_numpy(indices).to(y.device)] = 0.0
@@ -386,14 +420,14 @@ class CupyKind:
         x = self._view(x)
         dtype = FLOAT32 if x.dtype == _FLOAT32 else _numpy_dtype(x.dtype, who)
         if not x.flags.c_contiguous:
-            raise _refused_layout(who)
+            raise _refused_layout(who, x)
         return int(x.data.ptr), int(x.size), int(x.device.id), x, dtype
 
     def payload(self, payload: Any, who: str) -> Memory:
         check_cuda(who)
         payload = self._view(payload)
         if payload.dtype != _UINT8 or not payload.flags.c_contiguous:
-            raise _refused_payload(who)
+            raise _refused_payload(who, payload)
         return int(payload.data.ptr), int(payload.size), int(payload.device.id), payload, 0
 
     def new_payload(self, num_bytes: int, device: int) -> tuple[Any, int]:
@@ -420,11 +454,13 @@ class CupyKind:
     def add_scaled(self, y: Any, factor: float, x: Any) -> None:
         y = self._view(y)
         y += np.float32(factor) * self._view(x)
+        _saturate(self._cupy, y)
 
     def decay_and_add(self, y: Any, factor: float, x: Any) -> None:
         y, x = self._view(y), self._view(x).astype(np.float32, copy=False)
         y *= np.float32(factor)
         y += self._cupy.where(self._cupy.isfinite(x), x, np.float32(0.0))
+        _saturate(self._cupy, y)
 
     def clear(self, y: Any, indices: Any) -> None:
         self._view(y).reshape(-1)[self._cupy.asarray(indices)] = 0.0
@@ -456,11 +492,17 @@ def kind_of(x: Any, who: str) -> Kind:
     """Returns the kind of ``x``, found once per type; ValueError for what is no array."""
     known = KINDS.get(type(x))
     if known is None:
-        known = KINDS[type(x)] = _find(x, who)
+        known = _library_of(x)
+        if known is None:
+            known = _protocol_of(x, who)
+            # Arrays of one class may lie here or there (JAX): then each says so itself.
+            if hasattr(type(x), "__cuda_array_interface__") and hasattr(type(x), "__dlpack__"):
+                return known
+        KINDS[type(x)] = known
     return known
 
 
-def _find(x: Any, who: str) -> Kind:
+def _library_of(x: Any) -> Kind | None:
     if isinstance(x, np.ndarray):
         return NUMPY
     torch = sys.modules.get("torch")
@@ -472,7 +514,12 @@ def _find(x: Any, who: str) -> Kind:
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(x, cupy.ndarray):
         return CupyKind(cupy)
-    if hasattr(type(x), "__cuda_array_interface__") or hasattr(x, "__cuda_array_interface__"):
+    return None
+
+
+def _protocol_of(x: Any, who: str) -> Kind:
+    # Asked of the array, not of its class, whose property may raise AttributeError where it lies on the CPU.
+    if hasattr(x, "__cuda_array_interface__"):
         check_cuda(who)
         return CupyKind(_import_cupy(who, x), convert=True)
     if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__"):

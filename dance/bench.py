@@ -15,7 +15,7 @@ import dance
 from dance import _native
 from dance.bench_bed import Bed, Case
 from dance.codecs import CODECS
-from dance.errors import DanceError, UnavailableError
+from dance.errors import UnavailableError
 from dance.roofline import (
     CpuMachine,
     CudaMachine,
@@ -32,8 +32,6 @@ _UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 _MIN_TIMING_S = 1e-3
 # Codecs that have no default for an option: on Gaussian data this sends about 1 % of the elements.
 _EXAMPLES = {"threshold": "threshold:value=2.5758"}
-# What a codec, an operation or a dtype that this version lacks may raise: a case left out, with the reason.
-_LACKING = (AttributeError, DanceError, NotImplementedError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +184,7 @@ def measure(
     finally:
         machine.close()
     if not run.results:
-        raise ValueError(f"bench: nothing could be measured; the first reason: {run.not_built[0][1]}")
+        raise UnavailableError(f"bench: nothing could be measured; the first reason: {run.not_built[0][1]}")
     return run
 
 
@@ -218,8 +216,8 @@ def _measure_size(shared: _Round, same: Sequence[Case], run: Run) -> None:
             shared.on_case(case)
         try:
             candidates.append(_Candidate(case=case, work=bed.work(case)))
-        except _LACKING as error:
-            run.not_built.append((case, f"{type(error).__name__}: {error}"))
+        except UnavailableError as error:
+            run.not_built.append((case, str(error)))
             continue
         if shared.peers is not None:
             found = shared.peers.prepared(case.codec, case.operation, bed, shared.config.device)
@@ -267,19 +265,20 @@ def _measurements(bed: Bed, candidates: Sequence[_Candidate], roof_gb_s: float) 
         size = None if own is None else own.bytes_per_element
         error = None if own is None else own.relative_error
         moved = None
+        element_nbytes = bed.input_nbytes // bed.numel
         if peer is not None:
             size = None if peer.nbytes is None else peer.nbytes / bed.numel
             decoded = peer.decoded() if case.operation == "encode" and peer.decoded is not None else None
             error = None if decoded is None else bed.relative_error(decoded)
         elif own is None:
-            moved = bytes_moved(None, case.operation, payload=0.0)
+            moved = bytes_moved(None, case.operation, payload=0.0, element_nbytes=element_nbytes)
         else:
             moved = bytes_moved(
                 dance.codec(case.codec),
                 case.operation,
                 payload=own.payload,
                 kept=own.kept,
-                element_nbytes=bed.input_nbytes // bed.numel,
+                element_nbytes=element_nbytes,
             )
         yield Measurement(
             case=case,

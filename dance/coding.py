@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import index
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,9 +28,9 @@ def encode(
 
     It is copied first where it is not contiguous. float64 is accepted by conversion to float32, which is what
     a decode then gives back. A block that holds NaN or infinity (for none, fp16, bf16 and sparse codecs: the
-    element) is sent as zeros; ``nonfinite="raise"`` then raises NonFiniteError, on CUDA when the packet is
-    sent (`Packet.check_finite`). ``out`` is a packet in the same place whose memory is used again and which
-    is returned.
+    element) is sent as zeros; ``nonfinite="raise"`` then raises NonFiniteError, whose ``packet`` holds
+    everything else, on CUDA when the packet is sent (`Packet.check_finite`). ``out`` is a packet in the same
+    place whose memory is used again and which is returned.
     """
     return _encode(_ENCODE, x, None, codec, (seed, nonfinite, out))
 
@@ -41,10 +42,20 @@ def encode_feedback(
 
     ``residual`` is contiguous float32, float16 or bfloat16, whatever x is, of the same size and place;
     float64 is refused, for a state must not be converted. A 16-bit residual is rounded to nearest and
-    saturates. Where v is not finite it stays as it was, also when NonFiniteError is raised. The rest as
+    saturates. Where v is not finite it stays as it was. When NonFiniteError is raised everything else has
+    been encoded and the residual has moved: send ``error.packet`` or restore the residual. The rest as
     `encode`.
     """
     return _encode(_FEEDBACK, x, residual, codec, (seed, nonfinite, out))
+
+
+def encode_feedback_after(
+    x: Any, residual: Any, codec: Like, options: _Options, prepare: Callable[[], None] | None
+) -> Packet:
+    """`encode_feedback` that calls ``prepare`` when all is checked and before anything is read: what that
+    changes in place stays as it was where a call is refused.
+    """
+    return _encode(_FEEDBACK, x, residual, codec, options, prepare)
 
 
 def encode_difference(
@@ -53,18 +64,23 @@ def encode_difference(
     """Encodes x - reference; reference += what receivers decode, in place (Koloskova et al. 2019).
 
     ``reference`` is as the residual of `encode_feedback` and saturates at its largest finite value. Where
-    x - reference is not finite it stays as it was, also when NonFiniteError is raised. The rest as `encode`.
+    x - reference is not finite it stays as it was. When NonFiniteError is raised everything else has been
+    encoded and the reference has moved: send ``error.packet`` or restore the reference. The rest as `encode`.
     """
     return _encode(_DIFFERENCE, x, reference, codec, (seed, nonfinite, out))
 
 
-def _encode(operation: int, x: Any, state: Any, like: Like, options: _Options) -> Packet:
+def _encode(
+    operation: int,
+    x: Any,
+    state: Any,
+    like: Like,
+    options: _Options,
+    prepare: Callable[[], None] | None = None,
+) -> Packet:
     c = like if isinstance(like, Codec) else codec(like)
     seed, nonfinite, out = options
-    if nonfinite != "raise" and nonfinite != "zero":
-        raise _wrong_policy(c, nonfinite)
-    if seed >> 64:
-        raise _wrong_seed(c, seed)
+    seed = _checked(c.name, seed, nonfinite)
     kind = KINDS.get(type(x)) or kind_of(x, c.name)
     memory = kind.read(x, c.name)
     address, numel, device, _, dtype = memory
@@ -78,10 +94,14 @@ def _encode(operation: int, x: Any, state: Any, like: Like, options: _Options) -
         payload, payload_address = kind.new_payload(num_bytes, device)
         out = Packet(c, tuple(x.shape), spec, kind, (payload_address, num_bytes, device, payload, 0), numel)
     else:
+        if not isinstance(out, Packet):
+            raise _refused_out(c.name, out)
         out._reuse(c, tuple(x.shape), (kind, numel, device), layout)
         payload_address = out._memory[0]
     out.seed = seed
     out._dtype = dtype
+    if prepare is not None:
+        prepare()
     if device >= 0:
         _launch(operation, out, (address, dtype, state_address, state_dtype), nonfinite == "raise")
         return out
@@ -106,7 +126,7 @@ def _encode(operation: int, x: Any, state: Any, like: Like, options: _Options) -
     if not fixed:
         out._trim(count)
     if bad >= 0 and nonfinite == "raise":
-        raise nonfinite_error(c, bad)
+        raise nonfinite_error(out, bad)
     return out
 
 
@@ -121,7 +141,11 @@ def _open_state(name: str, state: Any, x: Memory) -> tuple[int, int]:
 
 
 def _overlap(a: Memory, b: Memory) -> bool:
-    return a[0] < b[0] + _SIZES[b[4]] * b[1] and b[0] < a[0] + _SIZES[a[4]] * a[1]
+    return _meet(a[0], _SIZES[a[4]] * a[1], b[0], _SIZES[b[4]] * b[1])
+
+
+def _meet(a: int, a_nbytes: int, b: int, b_nbytes: int) -> bool:
+    return a < b + b_nbytes and b < a + a_nbytes
 
 
 def _launch(operation: int, packet: Packet, arrays: tuple[int, int, int, int], report: bool) -> None:
@@ -169,8 +193,7 @@ def decode(p: Packet, *, out: Any = None, add: bool = False, weight: float = 1.0
     if p._flags is not None:
         p._size()
     address, num_bytes, device, _, _ = p._memory
-    if not abs(weight) <= _FLT_MAX:
-        raise ValueError(f"decode: expected a finite weight of float32, got {weight}")
+    weight = _finite("decode", "weight", weight)
     if out is None:
         if add:
             raise ValueError("decode: add needs out, the array to add to")
@@ -224,11 +247,13 @@ def reduce(
     ``out``, which is overwritten. With ``codec`` it is a `Packet` of the sum, of the dtype of the first
     packet, ``out`` the packet whose memory is used again; with ``residual`` what is encoded is sum +
     residual, and the residual keeps what is lost, in place (`encode_feedback`, at the owner of a
-    reduce-scatter). The sum is float32 whatever the dtypes are. FrameError, for a bad payload on the CPU,
-    leaves everything untouched.
+    reduce-scatter). When NonFiniteError is raised everything else has been encoded and the residual has
+    moved: send ``error.packet`` or restore the residual. The sum is float32 whatever the dtypes are.
+    FrameError, for a bad payload on the CPU, leaves everything untouched. Neither ``out`` nor the residual
+    may lie in the memory of a packet that is read.
     """
-    if not packets or not all(isinstance(p, Packet) for p in packets):
-        raise ValueError("reduce: expected a list of at least one Packet; see Packet.from_bytes")
+    _check_packets(packets)
+    seed = _checked("reduce", seed, nonfinite)
     first = packets[0]
     place = first._kind, first.numel, first._memory[2]
     kind, numel, device = place
@@ -242,7 +267,7 @@ def reduce(
     if device < 0 and numel >= _native.PARALLEL_NUMEL:
         _native.follow_torch()
     if codec is not None:
-        return _reduce_encode(task, first, codec, residual, (seed, nonfinite, out))
+        return _reduce_encode(task, packets, codec, residual, (seed, nonfinite, out))
     if residual is not None:
         raise ValueError("reduce: a residual keeps what an encode loses; pass codec, too")
     if out is None:
@@ -251,35 +276,38 @@ def reduce(
         kind = KINDS.get(type(out)) or kind_of(out, "out")
         target = kind.write(out, "out")
         _check_same("out", target, numel, device)
+        _check_apart("out", target[0], _SIZES[target[4]] * numel, packets)
     task.store(target[0], target[4])
     _run(task, kind, device)
     return kind.result(target[3]) if out is None else out
 
 
 def _reduce_encode(
-    task: _native.Reduction, first: Packet, like: Like, residual: Any, options: _Options
+    task: _native.Reduction, packets: Sequence[Packet], like: Like, residual: Any, options: _Options
 ) -> Packet:
     c = like if isinstance(like, Codec) else codec(like)
     seed, nonfinite, out = options
-    if nonfinite != "raise" and nonfinite != "zero":
-        raise _wrong_policy(c, nonfinite)
-    if seed >> 64:
-        raise _wrong_seed(c, seed)
+    if out is not None and not isinstance(out, Packet):
+        raise _refused_out("reduce", out)
+    first = packets[0]
     kind, numel, device = first._kind, first.numel, first._memory[2]
     residual_address = residual_dtype = 0
     if residual is not None:
         state = (KINDS.get(type(residual)) or kind_of(residual, "residual")).write(residual, "residual")
         _check_same("residual", state, numel, device)
         residual_address, residual_dtype = state[0], state[4]
+        _check_apart("residual", state[0], _SIZES[state[4]] * numel, packets)
     layout = c.layout(numel, first._dtype)
     if out is None:
         payload, payload_address = kind.new_payload(layout[1], device)
         memory = (payload_address, layout[1], device, payload, 0)
         out = Packet(c, first.shape, layout[0], kind, memory, numel)
-    elif isinstance(out, Packet):
-        out._reuse(c, first.shape, (kind, numel, device), layout)
     else:
-        raise ValueError(f"reduce: with codec, out is a Packet to use again, got {type(out).__name__}")
+        room = out._memory[0], (out._buffer or out._memory[1:])[0]  # all of it, also past the payload
+        _check_apart("out", *room, packets)
+        if residual is not None and _meet(*room, residual_address, _SIZES[residual_dtype] * numel):
+            raise ValueError("reduce: residual lies in the memory of out; pass an array of its own")
+        out._reuse(c, first.shape, (kind, numel, device), layout)
     out.seed, out._dtype = seed, first._dtype
     address, num_bytes, _, _, _ = out._memory
     flags, flags_address = kind.new_flags(device) if device >= 0 else (None, 0)
@@ -293,8 +321,35 @@ def _reduce_encode(
     if not layout[2]:
         out._trim(count)
     if bad >= 0 and nonfinite == "raise":
-        raise nonfinite_error(c, bad)
+        raise nonfinite_error(out, bad)
     return out
+
+
+def _check_packets(packets: Any) -> None:
+    if isinstance(packets, Packet):
+        raise ValueError("reduce: expected a list of at least one Packet, got a single one; pass [packet]")
+    if not isinstance(packets, Sequence) or isinstance(packets, (str, bytes)):
+        raise ValueError(
+            f"reduce: expected a list of at least one Packet, got {type(packets).__name__}; "
+            "pass list(...) of it"
+        )
+    if not packets:
+        raise ValueError("reduce: expected a list of at least one Packet, got an empty one")
+    for k, p in enumerate(packets):
+        if not isinstance(p, Packet):
+            raise ValueError(
+                f"reduce: expected a list of at least one Packet, got {type(p).__name__} at {k}; "
+                "see Packet.from_bytes"
+            )
+
+
+def _check_apart(name: str, address: int, num_bytes: int, packets: Sequence[Packet]) -> None:
+    """ValueError where these bytes, to be written, are some that a reduce still reads."""
+    for k, p in enumerate(packets):
+        if _meet(address, num_bytes, p._memory[0], p._memory[1]):
+            own = "a packet" if name == "out" else "an array"
+            what = f"is packet {k}" if address == p._memory[0] else f"lies in the memory of packet {k}"
+            raise ValueError(f"reduce: {name} {what}; pass {own} of its own")
 
 
 def _run(task: _native.Reduction, kind: Kind, device: int) -> tuple[int, int]:
@@ -311,8 +366,7 @@ def mix(x: Any, neighbour_sum: Any, reference: Any, step_size: float) -> None:
     All are of one dtype (float32, float16 or bfloat16), one size and one device, x contiguous; the others are
     copied if they are not.
     """
-    if not abs(step_size) <= _FLT_MAX:
-        raise ValueError(f"mix: expected a finite step_size of float32, got {step_size}")
+    step_size = _finite("mix", "step_size", step_size)
     kind = KINDS.get(type(x)) or kind_of(x, "x")
     moved = kind.write(x, "x")
     address, numel, device, _, dtype = moved
@@ -348,9 +402,31 @@ def _check_same(name: str, memory: Memory, numel: int, device: int) -> None:
         )
 
 
-def _wrong_policy(c: Codec, nonfinite: str) -> ValueError:
-    return ValueError(f"{c.name}: expected nonfinite 'raise' or 'zero', got {nonfinite!r}")
+def _checked(who: str, seed: int, nonfinite: str) -> int:
+    """Returns the seed; ValueError where it or the policy is none."""
+    if nonfinite != "raise" and nonfinite != "zero":
+        raise ValueError(f"{who}: expected nonfinite 'raise' or 'zero', got {nonfinite!r}")
+    try:
+        number = seed if type(seed) is int else index(seed)  # index: of NumPy, too
+    except TypeError:
+        number = -1
+    if number >> 64:
+        raise ValueError(f"{who}: expected an integer seed in [0, 2^64), got {seed!r}")
+    return number
 
 
-def _wrong_seed(c: Codec, seed: int) -> ValueError:
-    return ValueError(f"{c.name}: expected a seed in [0, 2^64), got {seed}")
+def _finite(who: str, name: str, value: Any) -> float:
+    try:
+        number = float("nan") if isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = float("nan")
+    if not abs(number) <= _FLT_MAX:
+        raise ValueError(f"{who}: expected a finite {name} of float32, got {value!r}")
+    return number
+
+
+def _refused_out(who: str, out: Any) -> ValueError:
+    return ValueError(
+        f"{who}: with codec, out is a Packet to use again, got {type(out).__name__}; "
+        "pass a Packet, or decode into an array"
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class DanceError(Exception):
     """What every error of this package is, except plain ``ValueError`` for wrong arguments."""
@@ -13,12 +15,13 @@ class FrameError(DanceError, ValueError):
 
 class NonFiniteError(DanceError, ValueError):
     """The input of an encode held NaN or infinity; ``index`` is the first such element of the flattened
-    input.
+    input, ``packet`` (of an encode) holds everything else: send it, or restore the state that moved.
     """
 
-    def __init__(self, message: str, index: int = -1) -> None:
+    def __init__(self, message: str, index: int = -1, packet: Any = None) -> None:
         super().__init__(message)
         self.index = index
+        self.packet = packet
 
 
 class UnavailableError(DanceError):

@@ -4,15 +4,16 @@ the momentum correction, masking and warm-up of deep gradient compression (Lin e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from dance.arrays import Kind, kind_of
-from dance.codecs import SPARSE, Codec, Like, codec, dtype_number
-from dance.coding import encode_feedback
+from dance.codecs import DTYPES, SPARSE, Codec, Like, codec, dtype_number
+from dance.coding import encode_feedback_after
 from dance.errors import NonFiniteError
-from dance.packet import Packet
+from dance.packet import Packet, derive_seed
 
 
 class ErrorFeedback:
@@ -47,14 +48,18 @@ class ErrorFeedback:
                 f"ErrorFeedback: the residuals of {self.codec} have no bound; choose a codec with a "
                 "contraction such as int8, sign or topk, or more levels or smaller blocks"
             )
-        if not 0.0 <= momentum < 1.0:
-            raise ValueError(f"ErrorFeedback: expected a momentum in [0, 1), got {momentum}")
+        try:
+            in_range = 0.0 <= momentum < 1.0
+        except TypeError:
+            in_range = False
+        if not in_range:
+            raise ValueError(f"ErrorFeedback: expected a momentum in [0, 1), got {momentum!r}")
         if momentum and not isinstance(self.codec, SPARSE):
             raise ValueError(
                 f"ErrorFeedback: {self.codec} sends every element, so there is no late momentum to correct; "
                 "pass momentum=0 or a sparse codec such as dgc"
             )
-        self._dtype = dtype_number("ErrorFeedback", residual_dtype)
+        self._dtype: int = dtype_number("ErrorFeedback", residual_dtype)
         if momentum and self._dtype:
             raise ValueError(f"ErrorFeedback: momentum needs float32 residuals, got {residual_dtype}")
         self.momentum = float(momentum)
@@ -63,7 +68,7 @@ class ErrorFeedback:
         self._warmup_steps = warmup_steps
         self._residuals: dict[str | None, Any] = {}
         self._velocities: dict[str | None, Any] = {}
-        self._steps: dict[str | None, int] = {}  # encodes of a key, counted during warm-up
+        self._steps: dict[str | None, int] = {}  # encodes of a key: warm-up and seeds follow from it
 
     def codec_of(self, key: str | None = None) -> Codec:
         """Returns the codec of the next encode of ``key``: `codec`, or one of the warm-up."""
@@ -77,7 +82,7 @@ class ErrorFeedback:
         x: Any,
         key: str | None = None,
         *,
-        seed: int = 0,
+        seed: int | None = None,
         nonfinite: str = "raise",
         out: Packet | None = None,
     ) -> Packet:
@@ -85,54 +90,63 @@ class ErrorFeedback:
         `dance.encode_feedback`.
 
         ``key`` names a parameter; None is the one unnamed slot. ValueError when the key has held another
-        shape. To a velocity, an element that is not finite counts as 0.
+        shape or an array of another library; what is refused changes nothing. To a velocity, an element that
+        is not finite counts as 0. Velocities saturate at their largest finite value, and so does a residual
+        to which one is added.
+
+        A stochastic codec needs another seed in every step: None derives one from the key and the number of
+        its encodes. Nodes pass `dance.derive_seed` of their own, so that their noise is independent.
         """
         if key is not None and not isinstance(key, str):
             raise ValueError(f"ErrorFeedback: expected a text or None as key, got {type(key).__name__}")
+        kind = kind_of(x, "ErrorFeedback")
         residual = self._residuals.get(key)
         if residual is None:
-            kind = kind_of(x, "ErrorFeedback")
-            kind.read(x, self.codec.name)  # raises before a refused input can leave a residual of its shape
-            residual = self._residuals[key] = kind.zeros(x, self._dtype)
+            residual = kind.zeros(x, self._dtype)
+        elif not isinstance(kind, type(kind_of(residual, "ErrorFeedback"))):
+            raise ValueError(
+                f"ErrorFeedback: {_slot(key)} is a {_type_text(residual)}, the input a {_type_text(x)}; "
+                "pass arrays of the library that the key was first seen in"
+            )
         elif residual.shape != x.shape and tuple(residual.shape) != tuple(x.shape):
-            slot = "the unnamed residual" if key is None else f"the residual of {key!r}"
             remedy = "; give each tensor a key" if key is None else ""
             raise ValueError(
-                f"ErrorFeedback: {slot} has shape {tuple(residual.shape)}, the input {tuple(x.shape)}{remedy}"
+                f"ErrorFeedback: {_slot(key)} has shape {tuple(residual.shape)}, "
+                f"the input {tuple(x.shape)}{remedy}"
             )
         c = self.codec_of(key)
-        if not self.momentum:
-            packet = encode_feedback(x, residual, c, seed=seed, nonfinite=nonfinite, out=out)
-        else:
-            kind = kind_of(x, "ErrorFeedback")
-            velocity = self._velocities.get(key)
-            if velocity is None:
-                velocity = self._velocities[key] = kind.zeros(x, self._dtype)
-            packet = self._with_momentum(kind, (x, residual, velocity), c, (seed, nonfinite, out))
-        if self._warmup:
-            self._steps[key] = self._steps.get(key, 0) + 1
+        step = self._steps.get(key, 0)
+        if seed is None:
+            seed = derive_seed(0, step, 0, key or "", "feedback") if c.stochastic else 0
+        prepare = None
+        if self.momentum or key not in self._residuals:
+            prepare = partial(self._prepare, kind, residual, key)
+        try:
+            packet = encode_feedback_after(x, residual, c, (seed, nonfinite, out), prepare)
+        except NonFiniteError as error:  # everything else has been encoded
+            self._finish(kind, x, key, error.packet)
+            raise
+        self._finish(kind, x, key, packet)
         return packet
 
-    def _with_momentum(
-        self,
-        kind: Kind,
-        arrays: tuple[Any, Any, Any],
-        c: Codec,
-        options: tuple[int, str, Packet | None],
-    ) -> Packet:
-        x, residual, velocity = arrays
-        seed, nonfinite, out = options
-        # v + u = (v + momentum * u) + x: so x itself is encoded, in its own dtype.
-        kind.add_scaled(residual, self.momentum, velocity)
-        try:
-            packet = encode_feedback(x, residual, c, seed=seed, nonfinite=nonfinite, out=out)
-        except NonFiniteError:
+    def _prepare(self, kind: Kind, residual: Any, key: str | None) -> None:
+        """What changes once nothing can be refused any more."""
+        self._residuals[key] = residual
+        if self.momentum:
+            velocity = self._velocities.get(key)
+            if velocity is None:
+                self._velocities[key] = kind.zeros(residual, self._dtype)
+            else:
+                # v + u = (v + momentum * u) + x: so x itself is encoded, in its own dtype.
+                kind.add_scaled(residual, self.momentum, velocity)
+
+    def _finish(self, kind: Kind, x: Any, key: str | None, packet: Packet) -> None:
+        self._steps[key] = self._steps.get(key, 0) + 1
+        if self.momentum:
+            velocity = self._velocities[key]
             kind.decay_and_add(velocity, self.momentum, x)
-            raise
-        kind.decay_and_add(velocity, self.momentum, x)
-        if self.masking:
-            kind.clear(velocity, packet.indices())
-        return packet
+            if self.masking:
+                kind.clear(velocity, packet.indices())
 
     def residual(self, key: str | None = None) -> Any:
         """Returns the residual itself, not a copy; None while the key is unknown."""
@@ -161,30 +175,76 @@ class ErrorFeedback:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over a snapshot, arrays copied; its codec may be another, residuals fit any.
 
-        ValueError for a snapshot with velocities where there is no momentum: they would be lost.
+        ValueError, which changes nothing, for what is no snapshot, for arrays of another dtype than that of
+        the residuals here, for velocities that fit no residual, and for velocities where there is no
+        momentum: they would be lost.
         """
-        loaded: dict[str, dict[str | None, Any]] = {}
-        for name in _PLURAL:
-            slots: dict[str | None, Any] = dict(state.get(_PLURAL[name], {}))
-            if f"unnamed_{name}" in state:
-                slots[None] = state[f"unnamed_{name}"]
-            loaded[name] = {
-                key: kind_of(value, "load_state_dict").copy(value) for key, value in slots.items()
-            }
-        if loaded["velocity"] and not self.momentum:
-            raise ValueError(
-                "ErrorFeedback: the snapshot holds velocities; pass the momentum it was made with"
-            )
-        steps: dict[str | None, int] = dict(state.get("steps", {}))
-        if "unnamed_steps" in state:
-            steps[None] = state["unnamed_steps"]
-        self._residuals, self._velocities, self._steps = loaded["residual"], loaded["velocity"], steps
+        if not isinstance(state, Mapping):
+            raise _refused_snapshot(f"expected what state_dict gave, got {type(state).__name__}")
+        for name in ("codec", "residuals"):
+            if name not in state:
+                raise _refused_snapshot(f"it lacks {name!r}; pass what state_dict gave")
+        codec(state["codec"])
+        residuals, velocities = (self._arrays(state, name) for name in _PLURAL)
+        if velocities and not self.momentum:
+            raise _refused_snapshot("it holds velocities; pass the momentum it was made with")
+        for key, velocity in velocities.items():
+            residual = residuals.get(key)
+            given, needed = (f"{_type_text(v)} {getattr(v, 'shape', '')}" for v in (velocity, residual))
+            if given != needed:
+                raise _refused_snapshot(
+                    f"its velocity of {key!r} is a {given}, the residual a {needed}; "
+                    "pass what state_dict gave"
+                )
+        steps = _slots(state, "steps", "steps")
+        for key, count in steps.items():
+            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+                raise _refused_snapshot(f"expected the steps of {key!r} to be a count, got {count!r}")
+        self._residuals, self._velocities, self._steps = residuals, velocities, steps
+
+    def _arrays(self, state: Mapping[str, Any], name: str) -> dict[str | None, Any]:
+        """Copies of the residuals or velocities of a snapshot."""
+        copies: dict[str | None, Any] = {}
+        for key, value in _slots(state, _PLURAL[name], name).items():
+            copy = kind_of(value, f"{name} of {key!r}").copy(value)
+            got = kind_of(copy, name).write(copy, f"{name} of {key!r}")[4]
+            if got != self._dtype:
+                raise _refused_snapshot(
+                    f"its {name} of {key!r} is {DTYPES[got]}, residuals here are {DTYPES[self._dtype]}; "
+                    f"pass residual_dtype={DTYPES[got]!r}"
+                )
+            copies[key] = copy
+        return copies
 
 
 _PLURAL = {"residual": "residuals", "velocity": "velocities"}
 
 
+def _slots(state: Mapping[str, Any], named: str, unnamed: str) -> dict[str | None, Any]:
+    found = state.get(named, {})
+    if not isinstance(found, Mapping):
+        raise _refused_snapshot(f"expected {named} by key, got {type(found).__name__}")
+    slots: dict[str | None, Any] = dict(found)
+    if f"unnamed_{unnamed}" in state:
+        slots[None] = state[f"unnamed_{unnamed}"]
+    return slots
+
+
+def _refused_snapshot(what: str) -> ValueError:
+    return ValueError(f"ErrorFeedback: the snapshot cannot be loaded: {what}")
+
+
+def _slot(key: str | None) -> str:
+    return "the unnamed residual" if key is None else f"the residual of {key!r}"
+
+
+def _type_text(x: Any) -> str:
+    return f"{type(x).__module__.partition('.')[0]} {type(x).__name__}"
+
+
 def _warmup_codecs(c: Codec, ratios: Sequence[float], steps: int) -> tuple[Codec, ...]:
+    if not isinstance(ratios, Sequence) or isinstance(ratios, str):
+        raise ValueError(f"ErrorFeedback: expected warmup ratios such as (0.25, 0.0625), got {ratios!r}")
     if not ratios:
         if steps:
             raise ValueError(f"ErrorFeedback: warmup_steps={steps} needs warmup, the ratios to begin with")
@@ -193,4 +253,11 @@ def _warmup_codecs(c: Codec, ratios: Sequence[float], steps: int) -> tuple[Codec
         raise ValueError(f"ErrorFeedback: {c} has no ratio to warm up; use topk, randk or dgc")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"ErrorFeedback: expected warmup_steps of at least 1 for each ratio, got {steps!r}")
-    return tuple(replace(c, ratio=ratio) for ratio in ratios)  # type: ignore[call-arg]
+    stages = tuple(replace(c, ratio=ratio) for ratio in ratios)  # type: ignore[call-arg]
+    for ratio in ratios:
+        if ratio < c.ratio:
+            raise ValueError(
+                f"ErrorFeedback: expected warmup ratios of at least the {c.ratio} of {c}, got {ratio}; "
+                "begin with larger ones"
+            )
+    return stages

@@ -62,8 +62,27 @@ def _packet(payload: Tensor, text: str, shape: Sequence[int], dtype: torch.dtype
     return packet
 
 
-def _empty_payload(x: Tensor, text: str) -> Tensor:
+def _packets(
+    payloads: Sequence[Tensor], text: str, shape: Sequence[int], dtype: torch.dtype, seeds: Sequence[int]
+) -> list[Packet]:
+    if seeds and len(seeds) != len(payloads):
+        raise ValueError(
+            f"torch.ops.dance.reduce: expected {len(payloads)} seeds, one a payload, got {len(seeds)}"
+        )
+    return [
+        _packet(payload, text, shape, dtype, seed)
+        for payload, seed in zip(payloads, seeds or [0] * len(payloads), strict=True)
+    ]
+
+
+def _fake_payload(x: Tensor, text: str) -> Tensor:
     return x.new_empty(_codec(text).layout(int(x.numel()), _number(x.dtype))[1], dtype=torch.uint8)
+
+
+def _fake_of_state(
+    x: Tensor, state: Tensor, codec: str, *, seed: int = 0, nonfinite: str = "raise"
+) -> Tensor:
+    return _fake_payload(x, codec)
 
 
 @torch.library.custom_op(
@@ -78,7 +97,7 @@ def encode(x: Tensor, codec: str, *, seed: int = 0, nonfinite: str = "raise") ->
 
 @encode.register_fake
 def _(x: Tensor, codec: str, *, seed: int = 0, nonfinite: str = "raise") -> Tensor:
-    return _empty_payload(x, codec)
+    return _fake_payload(x, codec)
 
 
 @torch.library.custom_op(
@@ -91,11 +110,6 @@ def encode_feedback(
 ) -> Tensor:
     """Returns the payload of `dance.encode_feedback`; changes ``residual`` in place."""
     return _sent(coding.encode_feedback(x, residual, _codec(codec), seed=seed % _SEEDS, nonfinite=nonfinite))
-
-
-@encode_feedback.register_fake
-def _(x: Tensor, residual: Tensor, codec: str, *, seed: int = 0, nonfinite: str = "raise") -> Tensor:
-    return _empty_payload(x, codec)
 
 
 @torch.library.custom_op(
@@ -112,9 +126,8 @@ def encode_difference(
     )
 
 
-@encode_difference.register_fake
-def _(x: Tensor, reference: Tensor, codec: str, *, seed: int = 0, nonfinite: str = "raise") -> Tensor:
-    return _empty_payload(x, codec)
+encode_feedback.register_fake(_fake_of_state)
+encode_difference.register_fake(_fake_of_state)
 
 
 @torch.library.custom_op(
@@ -205,15 +218,7 @@ def reduce(
     mean: bool = False,
 ) -> Tensor:
     """Returns the sum or mean of the arrays of payloads of one codec; ``seeds`` of randk: one a payload."""
-    if seeds and len(seeds) != len(payloads):
-        raise ValueError(
-            f"torch.ops.dance.reduce: expected {len(payloads)} seeds, one a payload, got {len(seeds)}"
-        )
-    packets = [
-        _packet(payload, codec, shape, dtype, seed)
-        for payload, seed in zip(payloads, seeds or [0] * len(payloads), strict=True)
-    ]
-    total: Tensor = coding.reduce(packets, mean=mean)
+    total: Tensor = coding.reduce(_packets(payloads, codec, shape, dtype, seeds), mean=mean)
     return total
 
 
@@ -229,6 +234,62 @@ def _(
 ) -> Tensor:
     _codec(codec)
     return payloads[0].new_empty(shape, dtype=_DTYPES[_number(dtype)])
+
+
+@torch.library.custom_op(
+    "dance::reduce_encode",
+    mutates_args=("residual",),
+    schema=(
+        "(Tensor[] payloads, str codec, SymInt[] shape, str again, Tensor(a!)? residual=None, *, "
+        "ScalarType dtype=float32, int[] seeds=[], bool mean=False, int seed=0, str nonfinite='raise') "
+        "-> Tensor"
+    ),
+)
+def reduce_encode(
+    payloads: Sequence[Tensor],
+    codec: str,
+    shape: Sequence[int],
+    again: str,
+    residual: Tensor | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    seeds: Sequence[int] = (),
+    mean: bool = False,
+    seed: int = 0,
+    nonfinite: str = "raise",
+) -> Tensor:
+    """Returns the payload of `dance.reduce` with a codec: the sum or mean, encoded by the codec ``again``
+    with ``seed``; changes ``residual`` in place, if there is one. The others as `reduce`.
+    """
+    return _sent(
+        coding.reduce(
+            _packets(payloads, codec, shape, dtype, seeds),
+            codec=_codec(again),
+            mean=mean,
+            seed=seed % _SEEDS,
+            nonfinite=nonfinite,
+            residual=residual,
+        )
+    )
+
+
+@reduce_encode.register_fake
+def _(
+    payloads: Sequence[Tensor],
+    codec: str,
+    shape: Sequence[int],
+    again: str,
+    residual: Tensor | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    seeds: Sequence[int] = (),
+    mean: bool = False,
+    seed: int = 0,
+    nonfinite: str = "raise",
+) -> Tensor:
+    _codec(codec)
+    num_bytes = _codec(again).layout(math.prod(shape), _number(dtype))[1]
+    return payloads[0].new_empty(num_bytes, dtype=torch.uint8)
 
 
 @torch.library.custom_op(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hashlib import blake2b
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from dance import _native
 from dance.arrays import CPU, Kind, Memory, kind_of
 from dance.codecs import DTYPES, HEADER_NBYTES, Codec, Layout
-from dance.errors import FrameError, NonFiniteError
+from dance.errors import NonFiniteError
 from dance.header import Expect, Header, parse_header
 
 if TYPE_CHECKING:
@@ -102,20 +103,25 @@ class Packet:
         """Raises NonFiniteError if the input was not finite and ``nonfinite`` was "raise".
 
         On the CPU the encode has already done so; on CUDA this waits for the kernel. `header` and `to_bytes`
-        call it.
+        call it. It raises once: who calls again means to send what could be encoded.
         """
         if self._flags is not None:
             self._settle()
         if self._bad >= 0:
-            index, self._bad = self._bad, -1
-            raise nonfinite_error(self.codec, index)
+            bad, self._bad = self._bad, -1
+            raise nonfinite_error(self, bad)
 
     def header(self) -> bytes:
         """Returns the 64 bytes that go in front of the payload, both checksums included; waits for a GPU."""
         self.check_finite()
-        if not 0 <= self.round < 1 << 32 or not 0 <= self.sender < 1 << 32:
+        try:
+            stamped = 0 <= index(self.round) < 1 << 32 and 0 <= index(self.sender) < 1 << 32
+        except TypeError:
+            stamped = False
+        if not stamped:
             raise ValueError(
-                f"packet: round and sender must be in [0, 2^32), got {self.round} and {self.sender}"
+                "packet: round and sender must be integers in [0, 2^32), "
+                f"got {self.round!r} and {self.sender!r}"
             )
         address, num_bytes, device, payload, _ = self._memory
         host = None if device < 0 else self._kind.to_host(payload)
@@ -139,13 +145,15 @@ class Packet:
         """Returns the packet in ``data`` (bytes-like, untrusted), its payload a NumPy view of ``data``.
 
         ``expect`` is (codec, shape, dtype) as the receiver knows them; whatever differs is refused. Without
-        it the packet may hold up to 2^28 elements and is one-dimensional. Raises FrameError.
+        it the packet may hold up to 2^28 elements and is one-dimensional. Raises FrameError for what these
+        bytes are, ValueError for what is no contiguous buffer and for a malformed ``expect``.
         """
         try:
             view = np.frombuffer(data, np.uint8)
-        except (ValueError, TypeError, BufferError):  # empty, or no buffer
-            raise FrameError(
-                f"a packet has at least {HEADER_NBYTES} bytes, got an empty or unreadable buffer"
+        except (TypeError, ValueError, BufferError):  # no buffer, or one with gaps
+            raise ValueError(
+                f"from_bytes: expected contiguous bytes-like data, got {type(data).__name__}; "
+                "pass bytes(...) of it, or header and payload to Packet.from_parts (arrays of any library)"
             ) from None
         return cls.from_parts(view[:HEADER_NBYTES], view[HEADER_NBYTES:], expect=expect)
 
@@ -216,9 +224,9 @@ class Packet:
 
     def _settle(self) -> None:
         """Takes over what a CUDA kernel left in its flags; waits for it."""
-        index, count = self._kind.read_flags(self._flags)
+        bad, count = self._kind.read_flags(self._flags)
         self._flags = None
-        self._bad = index if self._report else -1
+        self._bad = bad if self._report else -1
         if not self.codec.fixed_size:
             self._trim(count)
 
@@ -242,9 +250,10 @@ def place_text(device: int) -> str:
     return "the CPU" if device == CPU else f"cuda:{device}"
 
 
-def nonfinite_error(codec: Codec, index: int) -> NonFiniteError:
+def nonfinite_error(packet: Packet, index: int) -> NonFiniteError:
     return NonFiniteError(
-        f"{codec.name}: element {index} to be sent is NaN or infinite; "
+        f"{packet.codec.name}: element {index} to be sent is NaN or infinite; "
         "mend the input or pass nonfinite='zero'",
         index,
+        packet,
     )

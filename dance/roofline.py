@@ -50,24 +50,23 @@ def bytes_moved(
 
     ``payload`` is payload bytes an element, ``kept`` the share of elements that a sparse codec sends, and
     ``element_nbytes`` belongs to x and to what is decoded; residuals and references are float32. A store
-    counts once (streaming stores need no read). Exact global top-k reads twice: to find its threshold, and to
-    collect. Where single elements are touched, whole lines of 64 bytes move.
+    counts once (streaming stores need no read). Where single elements are touched, whole lines of 64 bytes
+    move.
     """
     s, state = float(element_nbytes), 4.0
     if operation == "mix" or codec is None:  # x and two other vectors in, x out
         return 4.0 * s
     sparse = hasattr(codec, "values")
-    twice = codec.name == "topk" and getattr(codec, "scope", "global") == "global"
 
     def touched(nbytes: float) -> float:
         return nbytes * (1.0 - (1.0 - kept) ** (_LINE_NBYTES / nbytes)) if sparse else nbytes
 
     if operation == "encode":
-        return payload + (touched(s) if codec.name == "randk" else 2.0 * s if twice else s)
-    if operation == "encode_feedback":  # the residual holds v when it is read again
-        return payload + s + 2.0 * state + (state if twice else 0.0)
+        return payload + (touched(s) if codec.name == "randk" else s)
+    if operation == "encode_feedback":
+        return payload + s + 2.0 * state
     if operation == "encode_difference":  # a sparse packet changes the reference only where it sends
-        return payload + (s + state) * (2.0 if twice else 1.0) + touched(state)
+        return payload + s + state + touched(state)
     if operation == "decode":
         return payload + s
     if operation == "decode_add":

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import product
 from random import Random
 from typing import Any
 
 import numpy as np
 import reference
 from reference import DTYPES
-from texts import sizes, texts
+from texts import block_of, sizes, texts
 from values import VALUES, any_nan
 
 FLT_MAX, FLT_MIN = reference.FLT_MAX, reference.FLT_MIN
@@ -79,7 +80,8 @@ def _dtypes(draw: Random) -> tuple[str, str, str]:
 
 def small_cases() -> Iterator[Case]:
     """Every codec on every size with every family of values, with some of them where it is a sparse one whose
-    values another codec encodes; the operation and the dtypes are drawn. Then all operations and dtypes.
+    values another codec encodes; the operation and the dtypes are drawn. Then all operations and dtypes, and
+    where blocks end.
     """
     for text in texts():
         draw, mixed = Random(text), "values=" in text
@@ -92,6 +94,22 @@ def small_cases() -> Iterator[Case]:
                 for values in ("gaussian", "nan"):
                     yield Case(codec=text, operation=operation, numel=517, values=values, dtypes=(dtype,) * 3)
         yield Case(codec=text, operation="feedback", numel=MIDDLE, values=draw.choice(list(VALUES)))
+    yield from boundary_cases()
+
+
+def boundary_cases() -> Iterator[Case]:
+    """The examples of every codec, so all its modes, around the end of a block: every operation, with x and
+    state of every two dtypes; the values are drawn.
+    """
+    from dance import codecs
+
+    for text in (str(codecs.codec(example)) for kind in codecs.CODECS for example in kind.examples):
+        draw, block = Random(f"boundary {text}"), block_of(text)
+        for numel, operation in product((block - 1, block, block + 1), OPERATIONS):
+            for (i, dtype), (j, state) in product(enumerate(DTYPES), repeat=2):
+                dtypes = dtype, state, DTYPES[(i + j) % len(DTYPES)]  # every two of the three, too
+                values = draw.choice(list(VALUES))
+                yield Case(codec=text, operation=operation, numel=numel, values=values, dtypes=dtypes)
 
 
 def large_cases() -> Iterator[Case]:
@@ -106,14 +124,15 @@ def large_cases() -> Iterator[Case]:
             yield Case(codec=text, operation=operation, numel=THREADED, values=values, dtypes=dtypes)
     for i, kind in enumerate(codecs.CODECS):
         text, values = str(codecs.codec(kind.examples[0])), ("gaussian", "nan")[i % 2]
-        yield Case(codec=text, operation=OPERATIONS[1 + i // 2 % 2], numel=LARGE, values=values)
+        for operation in ("encode", OPERATIONS[1 + i // 2 % 2]):
+            yield Case(codec=text, operation=operation, numel=LARGE, values=values)
     for values in ("ties", "zero"):  # selectors among equals
         for name in ("topk", "dgc"):
             yield Case(codec=f"{name}:ratio=0.3", operation="feedback", numel=LARGE, values=values)
 
 
 def all_cases() -> list[Case]:
-    return [*small_cases(), *large_cases()]
+    return list(dict.fromkeys((*small_cases(), *large_cases())))
 
 
 # ---- results
@@ -228,7 +247,7 @@ def main() -> None:
         for i, case in enumerate(all_cases()):
             if num_threads == 1 or case.numel >= THREADED or i % 10 == 0:
                 digests[case.name] = digest(through_dance(case))
-        for i, task in enumerate(reductions.reductions()):
+        for i, task in enumerate(reductions.all_cases()):
             if num_threads == 1 or task.numel >= THREADED or i % 10 == 0:
                 digests[task.name] = digest(reductions.through_dance(task))
     json.dump({"target": dance.info()["cpu_target"], "digests": report}, sys.stdout)

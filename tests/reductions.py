@@ -1,4 +1,4 @@
-"""The cases of reduce: sums of packets of one codec and of several, stored or encoded again."""
+"""The cases of reduce, sums of packets of one codec and of several, stored or encoded again; and of mix."""
 
 from __future__ import annotations
 
@@ -48,6 +48,37 @@ class Reduction:
             return [*stored, reference.store(x * np.float32(0.25), self.dtypes[1])]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    numel: int
+    values: str
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        return f"mix {self.numel} {self.values} {self.dtype}"
+
+    def inputs(self) -> list[np.ndarray]:
+        """x, the neighbours' sum and the reference."""
+        rng = np.random.default_rng([self.numel, list(VALUES).index(self.values)])
+        drawn = [VALUES[self.values](rng, self.numel) for _ in range(3)]
+        with np.errstate(all="ignore"):
+            return [reference.store(array.astype(np.float32), self.dtype).copy() for array in drawn]
+
+
+def all_cases() -> list[Reduction | Mix]:
+    return list(dict.fromkeys((*reductions(), *mixes())))
+
+
+def mixes() -> Iterator[Mix]:
+    """Of finite values: which of two NaN a sum returns is the machine's choice."""
+    finite = [name for name in VALUES if name not in ("inf", "nan")]
+    for dtype in DTYPES:
+        for numel in (0, 1, 33, cases.PRIME, cases.THREADED, cases.LARGE):
+            for values in finite if numel < cases.THREADED else ("gaussian", "mixed", "half"):
+                yield Mix(numel=numel, values=values, dtype=dtype)
+
+
 def reductions() -> Iterator[Reduction]:
     """Every codec summed with itself, encoded again by itself, and summed with another; the rest is drawn."""
     texts = cases.texts()
@@ -75,7 +106,9 @@ def _drawn(draw: Random, codecs: tuple[str, ...], into: str, numel: int) -> Redu
     )
 
 
-def through_oracle(case: Reduction) -> Results:
+def through_oracle(case: Reduction | Mix) -> Results:
+    if isinstance(case, Mix):
+        return {"mixed": reference.mix(*case.inputs(), cases.STEP, dtype=case.dtype)}
     *inputs, residual = case.inputs()
     packets = [
         reference.encode(reference.codec(text), x, dtype=case.dtypes[0], seed=case.seed + k).packet
@@ -101,12 +134,16 @@ def through_oracle(case: Reduction) -> Results:
 
 
 def through_dance(
-    case: Reduction,
+    case: Reduction | Mix,
     to: Callable[[np.ndarray, str], Any] = cases.to_arrays,
     back: Callable[[Any], np.ndarray] = cases.to_raw,
 ) -> Results:
     import dance
 
+    if isinstance(case, Mix):
+        x, neighbour_sum, ref = (to(array, case.dtype) for array in case.inputs())
+        dance.mix(x, neighbour_sum, ref, cases.STEP)
+        return {"mixed": back(x)}
     *inputs, state = case.inputs()
     packets = [
         dance.encode(to(x, case.dtypes[0]), text, seed=case.seed + k, nonfinite="zero")

@@ -24,15 +24,15 @@ TARGETS = dance.info()["cpu_targets"]
 EXAMPLES = [str(dance.codec(example)) for kind in dance.codecs.CODECS for example in kind.examples]
 
 
-Task = cases.Case | reductions.Reduction
+Task = cases.Case | reductions.Reduction | reductions.Mix
 
 
 def tasks() -> list[Task]:
-    return [*cases.all_cases(), *reductions.reductions()]
+    return [*cases.all_cases(), *reductions.all_cases()]
 
 
 def module_of(task: Task) -> Any:
-    return reductions if isinstance(task, reductions.Reduction) else cases
+    return cases if isinstance(task, cases.Case) else reductions
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +53,12 @@ def run_target(target: str, *arguments: str) -> subprocess.CompletedProcess[str]
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_target_and_number_of_threads_equals_the_oracle(target: str, expected: dict[str, str]) -> None:
     done = run_target(target, "1", "2", "7")
-    if "UnavailableError" in done.stderr:
+    if "this CPU lacks these instructions" in done.stderr:
         pytest.skip(f"this CPU lacks {target}")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["target"] == target
-    assert len(expected) == len(tasks()) > 5000
+    assert len(expected) == len(tasks()) > 15_000
     for num_threads, digests in report["digests"].items():
         assert digests.keys() == expected.keys() or num_threads != "1"
         assert len(digests) > 1000
@@ -182,17 +182,6 @@ changer.join()
     here = Path(__file__).parent
     done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.returncode, done.stderr)
-
-
-@pytest.mark.parametrize("dtype", cases.DTYPES)
-@pytest.mark.parametrize("numel", [0, 1, 33, cases.PRIME, cases.LARGE])
-@pytest.mark.parametrize("values", ["gaussian", "huge", "denormal", "half"])
-def test_mix_equals_the_oracle(numel: int, values: str, dtype: str) -> None:
-    rng = np.random.default_rng(numel)
-    x, s, ref = (reference.store(cases.VALUES[values](rng, numel), dtype) for _ in range(3))
-    expected = reference.mix(x, s, ref, cases.STEP, dtype=dtype)
-    dance.mix(*(cases.to_arrays(array, dtype) for array in (x, s, ref)), cases.STEP)
-    assert x.tobytes() == expected.tobytes()
 
 
 # ---- what is not finite

@@ -58,6 +58,13 @@ def test_examples_show_every_option(kind: type[dance.Codec]) -> None:
             assert len(values) > 1, f"{kind.name}: the examples show only {option.name}={values}"
 
 
+def test_every_codec_is_exported() -> None:
+    for kind in codecs.CODECS:
+        assert getattr(codecs, kind.__name__) is kind
+        assert kind.__name__ in codecs.__all__
+    assert len(codecs.__all__) == len(set(codecs.__all__))
+
+
 def test_defaults_and_other_spellings() -> None:
     for short, text in {
         "int8": "int8:block=256",
@@ -119,7 +126,12 @@ def test_defaults_and_other_spellings() -> None:
         ("topk:scope=block,block=63", r"\[64, 32768\], got 63"),
         ("topk:values=topk", "values must be a dense codec.*'topk'.*none, fp16"),
         ("topk:values=int8:block=3", "values must be a dense codec.*got 3"),
-        ("topk:values=int8:block=64,rounding=nearest", "unknown option 'rounding=nearest'"),
+        (
+            "topk:values=int8:block=64,rounding=stochastic",
+            "unknown option 'rounding=stochastic'.*semicolons: values=int8:block=64;rounding=stochastic",
+        ),
+        ("topk:values=int8,rounding=nearest", "semicolons: values=int8:rounding=nearest"),
+        ("topk:values=int8,levels=7", "unknown option 'levels=7'; topk has [^;]*$"),
         ("dgc:scope=block", "dgc.*topk:scope=block"),
         ("dgc:block=64", "unknown option 'block=64'"),
         ("threshold", "needs value=..., such as threshold:value=0.5"),
@@ -146,6 +158,10 @@ def test_wrong_values() -> None:
         dance.codec("int8").packet_nbytes(8, "float64")
     with pytest.raises(ValueError, match="-1"):
         dance.codec("int8").packet_nbytes(-1)
+    assert dance.codec("int8").packet_nbytes(np.int64(10)) == dance.codec("int8").packet_nbytes(10)
+    for numel in (10.5, 10.0, "10", None):  # 10.0 is equal to a size that is remembered
+        with pytest.raises(ValueError, match=f"int8:block=256: expected an integer .*, got {numel!r}; pass"):
+            dance.codec("int8").packet_nbytes(numel)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="elements exceed"):
         dance.codec("topk:ratio=0.5").packet_nbytes(2**32 + 1)
     for c in (dance.codec(text) for text in TEXTS):

@@ -108,6 +108,16 @@ def test_finite_input_never_leaves_a_non_finite_state(codec: dance.Codec) -> Non
             dance.encode_difference(x, reference, codec, nonfinite="zero")
             assert np.isfinite(residual).all()
             assert np.isfinite(reference).all()
+        if not isinstance(codec, codecs.SPARSE) or not codec.bounded:
+            continue
+        for library in (np.copy, torch.from_numpy):
+            for masking in (False, True):
+                feedback = dance.ErrorFeedback(codec, momentum=0.9, masking=masking)
+                for _ in range(12):
+                    feedback.encode(library(np.copysign(2e38, x)), nonfinite="zero")
+                    assert np.isfinite(np.asarray(feedback.residual())).all()
+                    assert np.isfinite(np.asarray(feedback.velocity())).all()
+                feedback.encode(library(np.zeros_like(x)))  # and it goes on
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=str)
@@ -340,6 +350,10 @@ def test_momentum_and_warm_up_resume_with_equal_bits(library: str) -> None:
     [
         ("dgc", {"momentum": 1.0}, r"momentum in \[0, 1\), got 1.0"),
         ("dgc", {"momentum": float("nan")}, "momentum"),
+        ("dgc", {"momentum": "a"}, r"momentum in \[0, 1\), got 'a'"),
+        ("dgc", {"momentum": None}, r"momentum in \[0, 1\), got None"),
+        ("dgc", {"warmup": 0.5, "warmup_steps": 1}, r"warmup ratios such as \(0.25, 0.0625\), got 0.5"),
+        ("dgc", {"warmup": (0.25, 0.001), "warmup_steps": 1}, "at least the 0.01 .*got 0.001; begin"),
         ("int8", {"momentum": 0.9}, "sends every element.*sparse codec"),
         ("dgc", {"momentum": 0.9, "residual_dtype": "float16"}, "float32 residuals, got float16"),
         ("dgc", {"residual_dtype": "float64"}, "expected dtype float32, float16, bfloat16, got float64"),
@@ -358,3 +372,143 @@ def test_wrong_options_name_the_remedy(codec: str, options: dict[str, Any], says
 def test_the_wrong_policy_is_an_error() -> None:
     with pytest.raises(ValueError, match="'raise' or 'zero', got 'ignore'"):
         dance.encode(np.ones(3, np.float32), "int8", nonfinite="ignore")
+
+
+REFUSED = (
+    ({"seed": -1}, "seed"),
+    ({"seed": 1.5}, "seed"),
+    ({"nonfinite": "ignore"}, "'raise' or 'zero'"),
+    ({"out": dance.encode(np.zeros(3, np.float32), "none")}, "room for"),
+    ({"out": np.zeros(70, np.float32)}, "out is a Packet"),
+    ({"x": np.ones(70, np.int64)}, "cast first"),
+    ({"x": np.ones(71, np.float32)}, "has shape"),
+    ({"x": [1.0] * 70}, "expected an array"),
+)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize(("options", "says"), REFUSED)
+def test_a_refused_call_changes_nothing(options: dict[str, Any], says: str, momentum: float) -> None:
+    feedback = dance.ErrorFeedback("topk:ratio=0.1", momentum=momentum)
+    x = np.random.default_rng(3).standard_normal(70).astype(np.float32)
+    for _ in range(3):
+        feedback.encode(x, "w")
+    before = feedback.state_dict()
+    with pytest.raises(ValueError, match=says):
+        feedback.encode(**{"x": x, "key": "w", **options})
+    after = feedback.state_dict()
+    assert (bits(after["residuals"]["w"]) == bits(before["residuals"]["w"])).all()
+    if momentum:
+        assert (bits(after["velocities"]["w"]) == bits(before["velocities"]["w"])).all()
+    assert after["steps"] == before["steps"] == {"w": 3}
+    if "shape" not in says:  # a new key is not remembered
+        with pytest.raises(ValueError, match=says):
+            feedback.encode(**{"x": x, "key": "new", **options})
+        assert feedback.residual("new") is feedback.velocity("new") is None
+        assert list(feedback.state_dict()["steps"]) == ["w"]
+
+
+@pytest.mark.parametrize("codec", SPARSE, ids=str)
+@pytest.mark.parametrize("library", [np.copy, torch.from_numpy])
+def test_what_was_encoded_can_be_sent_after_a_bad_gradient(codec: dance.Codec, library: Any) -> None:
+    if not codec.bounded:
+        pytest.skip("refused")
+    x = np.random.default_rng(3).standard_normal(500).astype(np.float32)
+    bad = x.copy()
+    bad[7] = np.nan
+    zero, raised = (dance.ErrorFeedback(codec, momentum=0.9) for _ in range(2))
+    for feedback in (zero, raised):
+        feedback.encode(library(x))
+    sent = zero.encode(library(bad), nonfinite="zero")
+    with pytest.raises(dance.NonFiniteError, match="element 7") as caught:
+        raised.encode(library(bad))
+    assert caught.value.packet.to_bytes() == sent.to_bytes()
+    assert raised.encode(library(x)).to_bytes() == zero.encode(library(x)).to_bytes()
+    assert raised.state_dict()["unnamed_steps"] == 3
+
+
+@pytest.mark.parametrize("codec", [c for c in BOUNDED if c.stochastic], ids=str)
+def test_without_a_seed_each_step_has_its_own(codec: dance.Codec) -> None:
+    feedback = dance.ErrorFeedback(codec)
+    x = np.ones(500, np.float32)
+    seeds = {(key, feedback.encode(x, key).seed) for key in ("a", "b", None) for _ in range(20)}
+    assert len({seed for _, seed in seeds}) == 60
+    assert ("a", dance.derive_seed(0, 19, 0, "a", "feedback")) in seeds
+    assert (None, dance.derive_seed(0, 0, 0, "", "feedback")) in seeds
+    again = dance.ErrorFeedback(codec)
+    again.load_state_dict(feedback.state_dict())
+    assert again.encode(x, "a").to_bytes() == feedback.encode(x, "a").to_bytes()
+    assert again.encode(x, "a", seed=0).seed == 0
+    assert dance.ErrorFeedback("int8").encode(x).seed == 0
+
+
+@pytest.mark.parametrize("codec", [c for c in BOUNDED if c.stochastic], ids=str)
+def test_residuals_stay_bounded_without_a_seed(codec: dance.Codec) -> None:
+    """The same gradient in each step, as `test_residuals_stay_bounded`; one seed for all would send one part
+    of it alone, and leave step^2 (1 - ratio) of the rest.
+    """
+    numel = 256
+    x = np.full(numel, 1.0 / np.sqrt(numel), np.float32)
+    feedback, largest = dance.ErrorFeedback(codec), 0.0
+    for _ in range(300):
+        feedback.encode(x)
+        largest = max(largest, float(np.sum(feedback.residual().astype(np.float64) ** 2)))
+    w = codec.contraction
+    assert w is not None
+    assert largest <= 4.0 * (1.0 - w) / w**2 + 1e-9
+    # The bound grows with 1 / w^2; where it is above what one seed leaves, the residual at least stays below.
+    one = dance.ErrorFeedback(codec)
+    if isinstance(codec, codecs.RandK):
+        for _ in range(300):
+            one.encode(x, seed=0)
+        assert largest < np.sum(one.residual().astype(np.float64) ** 2) / 4.0
+
+
+def test_a_key_stays_in_the_library_it_was_first_seen_in() -> None:
+    x = np.linspace(-1, 1, 40, dtype=np.float32)
+    for options in ({}, {"momentum": 0.9}):
+        for first, second, says in (
+            (x, torch.from_numpy(x), "numpy ndarray, the input a torch Tensor"),
+            (torch.from_numpy(x), x, "torch Tensor, the input a numpy ndarray"),
+        ):
+            feedback = dance.ErrorFeedback("topk:ratio=0.1", **options)  # type: ignore[arg-type]
+            feedback.encode(first, "w")
+            with pytest.raises(ValueError, match=f"residual of 'w' is a {says}; pass arrays of the library"):
+                feedback.encode(second, "w")
+        feedback = dance.ErrorFeedback("topk:ratio=0.1", **options)  # type: ignore[arg-type]
+        feedback.encode(torch.from_numpy(x), "w")
+        feedback.encode(torch.nn.Parameter(torch.from_numpy(x)), "w")
+
+
+def test_what_is_no_snapshot_is_refused_and_changes_nothing() -> None:
+    x = np.linspace(-1, 1, 40, dtype=np.float32)
+    feedback = dance.ErrorFeedback("topk:ratio=0.1", momentum=0.9)
+    feedback.encode(x, "w")
+    good = feedback.state_dict()
+    other = dance.ErrorFeedback("topk:ratio=0.1", momentum=0.9)
+    other.encode(x[:9], "w")
+    before = other.state_dict()
+    for state, says in (
+        (None, "expected what state_dict gave, got NoneType"),
+        ([], "got list"),
+        ({}, "lacks 'codec'"),
+        ({"codec": "int8"}, "lacks 'residuals'"),
+        ({key: value for key, value in good.items() if key != "codec"}, "lacks 'codec'"),
+        ({**good, "codec": "int9"}, "unknown codec"),
+        ({**good, "residuals": [x]}, "expected residuals by key, got list"),
+        ({**good, "residuals": {"w": 3.0}}, "residual of 'w': expected an array"),
+        ({**good, "residuals": {"w": x.astype(np.float16)}}, "float16, .* pass residual_dtype='float16'"),
+        ({**good, "residuals": {"w": x.astype(np.float64)}}, "residual of 'w': .*got float64"),
+        ({**good, "residuals": {}}, r"velocity of 'w' is a numpy ndarray \(40,\), the residual"),
+        ({**good, "velocities": {"w": x[:7]}}, r"velocity of 'w' is a numpy ndarray \(7,\)"),
+        ({**good, "velocities": {"w": torch.zeros(40)}}, "velocity of 'w' is a torch Tensor"),
+        ({**good, "steps": {"w": -1}}, "steps of 'w' to be a count, got -1"),
+        ({**good, "steps": {"w": 1.5}}, "got 1.5"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            other.load_state_dict(state)  # type: ignore[arg-type]
+    after = other.state_dict()
+    assert after["steps"] == before["steps"]
+    assert (after["residuals"]["w"] == before["residuals"]["w"]).all()
+    other.load_state_dict(good)
+    assert other.encode(x, "w").to_bytes() == feedback.encode(x, "w").to_bytes()

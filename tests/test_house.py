@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import subprocess
@@ -131,24 +130,46 @@ def test_every_codec_is_complete() -> None:
         assert f"| {number} | `{name}` |" in document
 
 
-def test_the_examples_of_a_codec_show_every_option() -> None:
-    """Tests, benchmarks and documents iterate over the examples."""
-    for kind in codecs.CODECS:
-        values = [codecs.codec(example) for example in kind.examples]
-        assert values
-        assert {type(value) for value in values} == {kind}
-        for value in values:
-            oracle = reference.codec(str(value))
-            assert (oracle.name, oracle.id) == (kind.name, kind.id)
-        for option in dataclasses.fields(kind):
-            if option.init and len(values) > 1 and (kind.name, option.name) != ("dgc", "scope"):  # one choice
-                shown = {str(getattr(value, option.name)) for value in values}
-                assert len(shown) > 1, f"{kind.name}: all examples have {option.name}={shown.pop()}"
-
-
 def test_every_codec_is_compared_with_the_oracle() -> None:
     compared = {case.codec.partition(":")[0] for case in cases.all_cases()}
     assert compared == {kind.name for kind in codecs.CODECS}
+
+
+# ---- documents
+
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+def code_of(text: str) -> Iterator[str]:
+    """Lines of code blocks, and what stands between backticks elsewhere."""
+    for i, part in enumerate(re.split(r"^```.*$", text, flags=re.MULTILINE)):
+        yield from part.splitlines() if i % 2 else re.findall(r"`([^`]+)`", part)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_what_documents_name_is_there(path: Path) -> None:
+    text = path.read_text()
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert targets >= {"help", "test"}
+    for code in code_of(text):
+        for target in re.findall(r"(?:^|[;&|])\s*make +([a-z][a-z-]*)", code):
+            assert target in targets, f"{path.name}: `make {target}` is not in the Makefile"
+    for link in re.findall(r"\]\(([^)\s]+)[^)]*\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+        if not re.match(r"[a-z]+:", link):
+            name, _, heading = link.partition("#")
+            linked = (path.parent / name).resolve() if name else path
+            assert linked.exists(), f"{path.name}: {link} leads nowhere"
+            if heading:
+                lines = re.findall(r"^#+ +(.*?) *$", linked.read_text(), re.MULTILINE)
+                anchors = [re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in lines]
+                assert heading in anchors, f"{path.name}: {link} names no heading"
+
+
+def test_documents_name_what_the_makefile_has() -> None:
+    """That the test above finds what it looks for."""
+    named = {code for path in DOCUMENTS for code in code_of(path.read_text()) if code.startswith("make ")}
+    assert len(named) > 5
 
 
 # ---- importing

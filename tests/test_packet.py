@@ -63,7 +63,26 @@ class OnGpu:
     shape = (4,)
 
 
+class HereOrThere(Foreign):
+    """An array of JAX: its class has the CUDA array interface, which an array on the CPU has not."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        if self.array.size != 4:
+            raise AttributeError("this array lies on the CPU")
+        return OnGpu.__cuda_array_interface__
+
+
 # ---- libraries
+
+
+def test_arrays_of_one_class_may_lie_on_the_cpu_or_a_gpu() -> None:
+    expected = dance.encode(wave(), "int8").to_bytes()
+    for _ in range(2):  # what one array was is not remembered for the next
+        assert dance.encode(HereOrThere(wave()), "int8").to_bytes() == expected
+        if not dance.info()["cuda_available"]:
+            with pytest.raises(dance.UnavailableError, match="CUDA"):
+                dance.encode(HereOrThere(wave(4)), "int8")
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -303,8 +322,85 @@ def test_numbers_must_be_sane() -> None:
     p.round = 2**32
     with pytest.raises(ValueError, match=r"4294967296"):
         p.to_bytes()
+    for wrong in (1.5, "a", None, -1):
+        p.round = wrong  # type: ignore[assignment]
+        with pytest.raises(ValueError, match=rf"integers in \[0, 2\^32\), got {wrong!r} and 0"):
+            p.to_bytes()
+    p.round, p.sender = np.int64(7), 3  # type: ignore[assignment]
+    assert dance.Packet.from_bytes(p.to_bytes()).round == 7
     with pytest.raises(AttributeError):
         p.payload = None  # type: ignore[misc]
+
+
+def test_what_is_no_number_is_refused() -> None:
+    x = wave()
+    p = dance.encode(x, "int8")
+    assert dance.encode(x, "int8", seed=np.int64(5)).seed == 5  # type: ignore[arg-type]
+    for seed in (1.5, None, "1", np.float32(2.0)):
+        for call in (
+            lambda seed=seed: dance.encode(x, "int8", seed=seed),
+            lambda seed=seed: dance.reduce([p], codec="int8", seed=seed),
+        ):
+            with pytest.raises(ValueError, match=r"expected an integer seed in \[0, 2\^64\), got "):
+                call()
+    for wrong in ("a", "1", None, [1.0], 10**400):
+        with pytest.raises(ValueError, match="decode: expected a finite weight of float32, got "):
+            dance.decode(p, weight=wrong)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="mix: expected a finite step_size of float32, got "):
+            dance.mix(x, x.copy(), x.copy(), wrong)  # type: ignore[arg-type]
+    assert np.array_equal(dance.decode(p, weight=np.float32(0.5)), dance.decode(p, weight=0.5))
+    for threads in (2.5, "2", None, 0):
+        with pytest.raises(ValueError, match=f"integer of at least 1, got {threads!r}"):
+            dance.set_num_threads(threads)  # type: ignore[arg-type]
+    for out in (np.zeros(70, np.float32), torch.zeros(70), b"", [p]):
+        with pytest.raises(
+            ValueError, match=f"out is a Packet to use again, got {type(out).__name__}; pass a"
+        ):
+            dance.encode(x, "int8", out=out)  # type: ignore[arg-type]
+
+
+def test_what_came_is_named() -> None:
+    x, p = wave(), dance.encode(wave(), "int8")
+    read_only = x.copy()
+    read_only.flags.writeable = False
+    for state, says in (
+        (np.zeros((70, 2), np.float32)[:, 0], r"shape \(70,\) with strides \(8,\)"),
+        (torch.zeros(70, 2)[:, 0], r"shape \(70,\) with strides \(2,\)"),
+        (read_only, "a read-only array"),
+        (np.frombuffer(bytearray(281), np.float32, offset=1), "not aligned"),
+        (torch.zeros(70, dtype=torch.complex64).conj().imag, "lazily negated: True"),
+        (torch.zeros(70).to_sparse(), "layout torch.sparse_coo"),
+    ):
+        with pytest.raises(ValueError, match=rf"^residual: .*, got .*{says}.*; pass a contiguous array"):
+            dance.encode_feedback(x[: state.shape[0]], state, "int8")
+    for payload, says in (
+        (x, r"got float32 in shape \(70,\)"),
+        (torch.zeros(140, dtype=torch.uint8)[::2], r"got uint8 in shape \(70,\) with strides \(2,\)"),
+    ):
+        with pytest.raises(ValueError, match=rf"expected a payload of contiguous uint8, {says}"):
+            dance.Packet.from_parts(p.header(), payload)
+    for data in ([1, 2], p.to_bytes().hex(), torch.zeros(100, dtype=torch.uint8), None, x[::2]):
+        with pytest.raises(ValueError, match=f"got {type(data).__name__}; .*Packet.from_parts") as caught:
+            dance.Packet.from_bytes(data)
+        assert not isinstance(caught.value, dance.FrameError)
+    with pytest.raises(dance.FrameError, match="at least 64 bytes, got 0"):
+        dance.Packet.from_bytes(b"")
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_what_is_not_finite_does_not_take_the_rest_along(codec: str) -> None:
+    x = wave()
+    x[40] = np.nan
+    for run in (dance.encode_feedback, dance.encode_difference):
+        kept, raised = np.ones(70, np.float32), np.ones(70, np.float32)
+        sent = run(x, kept, codec, nonfinite="zero", seed=3)
+        with pytest.raises(dance.NonFiniteError) as caught:
+            run(x, raised, codec, seed=3)
+        assert caught.value.packet.to_bytes() == sent.to_bytes()
+        assert raised.tobytes() == kept.tobytes()
+    with pytest.raises(dance.NonFiniteError) as caught:
+        dance.encode(x, codec, seed=3)
+    assert caught.value.packet.to_bytes() == dance.encode(x, codec, seed=3, nonfinite="zero").to_bytes()
 
 
 def test_out_reuses_a_packet() -> None:
@@ -433,6 +529,41 @@ def test_each_expectation_is_checked(expect: Any, says: str) -> None:
         dance.Packet.from_bytes(data, expect=expect)
     with pytest.raises(dance.FrameError, match=says):
         dance.parse_header(data[:64]).check(expect)
+
+
+@pytest.mark.parametrize("dtype", ["float32", np.float32, np.dtype("float32"), torch.float32])
+def test_an_expected_dtype_is_that_of_any_library(dtype: Any) -> None:
+    data = dance.encode(wave(), "int8:block=32").to_bytes()
+    assert dance.Packet.from_bytes(data, expect=("int8:block=32", torch.Size([7, 10]), dtype)).shape == (
+        7,
+        10,
+    )
+    with pytest.raises(dance.FrameError, match="expected dtype bfloat16"):
+        dance.Packet.from_bytes(data, expect=(None, (np.int64(70),), torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("expect", "says"),
+    [
+        (("int8", (70,)), r"expected \(codec, shape, dtype\), got \('int8', \(70,\)\)"),
+        ("int8", r"expected \(codec, shape, dtype\), got 'int8'"),
+        ("abc", r"expected \(codec, shape, dtype\), got 'abc'"),
+        (7, r"expected \(codec, shape, dtype\), got 7"),
+        (("int8:block=32", 70, "float32"), r"a shape of sizes such as \(70,\), got 70"),
+        (("int8:block=32", (-7, -10), "float32"), r"sizes such as .*, got \(-7, -10\)"),
+        (("int8:block=32", (70.0,), "float32"), r"sizes such as .*, got \(70.0,\)"),
+        (("int8:block=32", "70", "float32"), "sizes such as .*, got '70'"),
+        (("int8:block=32", (70,), "float64"), "got float64"),
+        (("int8:block=32", (70,), None), "got None"),
+        (("int9", (70,), "float32"), "unknown codec 'int9'"),
+        ((8, (70,), "float32"), "codec: expected a text"),
+    ],
+)
+def test_a_malformed_expectation_is_the_mistake_of_the_receiver(expect: Any, says: str) -> None:
+    data = dance.encode(wave(), "int8:block=32").to_bytes()
+    with pytest.raises(ValueError, match=says) as caught:
+        dance.Packet.from_bytes(data, expect=expect)
+    assert not isinstance(caught.value, dance.FrameError)
 
 
 def test_the_count_of_topk_is_part_of_the_expectation() -> None:

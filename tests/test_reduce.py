@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -106,6 +108,10 @@ def test_reduce_refuses_what_does_not_fit_and_leaves_the_rest_alone() -> None:
     assert reused.to_bytes() == before
     for packets, options, says in (
         ([], {}, "at least one Packet"),
+        (good, {}, r"got a single one; pass \[packet\]"),
+        ((p for p in [good]), {}, r"got generator; pass list\(...\) of it"),
+        ([good], {"seed": -4}, r"seed in \[0, 2\^64\), got -4"),
+        ([good], {"nonfinite": "bogus"}, "'raise' or 'zero', got 'bogus'"),
         ([good, x], {}, "at least one Packet"),
         ([good, dance.encode(x[:10], "int8")], {}, "packet 1: expected 5000 elements, got 10"),
         ([good], {"out": np.zeros(3, np.float32)}, "out: expected 5000 elements, got 3"),
@@ -118,11 +124,64 @@ def test_reduce_refuses_what_does_not_fit_and_leaves_the_rest_alone() -> None:
         with pytest.raises(ValueError, match=says):
             dance.reduce(packets, **options)  # type: ignore[arg-type]
     huge = dance.encode(np.full(5000, 3e38, np.float32), "none")
-    with pytest.raises(dance.NonFiniteError, match="element 0"):
-        dance.reduce([huge, huge], codec="int8")
-    with pytest.raises(dance.NonFiniteError, match="element 0"):
-        dance.reduce([huge, huge], codec="topk")
-    assert not dance.decode(dance.reduce([huge, huge], codec="int8", nonfinite="zero")).any()
+    largest = np.finfo(np.float32).max
+    assert (dance.reduce([huge, huge]) == largest).all(), "a sum of finite numbers stays finite"
+    assert (dance.decode(dance.reduce([huge, huge], codec="bf16", nonfinite="raise")) > 3e38).all()
+    bad = np.zeros(5000, np.float32)
+    bad[0] = np.inf
+    for codec in ("int8", "topk"):
+        with pytest.raises(dance.NonFiniteError, match="element 0"):
+            dance.reduce([huge, huge], codec=codec, residual=bad)
+    zeros = dance.reduce([huge, huge], codec="int8:block=4096", residual=bad, nonfinite="zero")
+    assert not dance.decode(zeros)[:4096].any()
+
+
+@pytest.mark.parametrize("library", [np.copy, torch.from_numpy])
+def test_reduce_refuses_to_write_into_what_it_reads(library: Any) -> None:
+    x = np.random.default_rng(3).standard_normal(5000).astype(np.float32)
+    packets = [dance.encode(library(x.copy()), "none") for _ in range(3)]
+    # A packet that was used again reads the head of its buffer, and may write all of it.
+    roomy = dance.encode(library(np.zeros(9000, np.float32)), "none")
+    roomy.payload[16_000:] = packets[0].payload
+    tail = dance.Packet.from_parts(packets[0].header(), roomy.payload[16_000:])
+    small = dance.encode(library(x[:4000].copy()), "none", out=roomy)
+    before = [p.to_bytes() for p in (*packets, tail, small)]
+    payload = packets[1].payload
+    as_array = payload.view(np.float32 if isinstance(payload, np.ndarray) else torch.float32)
+    own = "out is packet {}; pass a packet of its own"
+    for given, options, says in (
+        (packets, {"codec": "int8", "out": packets[0]}, own.format(0)),
+        (packets, {"codec": "int8", "out": packets[2]}, own.format(2)),
+        ([packets[0], tail], {"codec": "int8", "out": small}, "out lies in the memory of packet 1"),
+        (packets, {"codec": "int8", "residual": as_array}, "residual is packet 1; pass an array of its own"),
+        (packets, {"out": as_array}, "out is packet 1"),
+        (
+            packets[:1],
+            {"codec": "int8", "out": packets[1], "residual": as_array},
+            "residual lies in the memory of out",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"reduce: {says}"):
+            dance.reduce(given, **options)
+    assert [p.to_bytes() for p in (*packets, tail, small)] == before
+    for out in (dance.encode(library(x.copy()), "none"), small):  # what is not read may be written
+        expected = dance.reduce(packets, codec="int8").to_bytes()
+        assert dance.reduce(packets, codec="int8", out=out).to_bytes() == expected
+
+
+@pytest.mark.parametrize("codec", ["none", "int8:block=32", "topk:ratio=0.2", "threshold:value=1"])
+def test_a_packet_is_not_lost_where_the_sum_is_not_finite(codec: str) -> None:
+    x = np.random.default_rng(4).standard_normal(500).astype(np.float32)
+    packets = [dance.encode(x, "none")] * 2
+    kept = np.ones(500, np.float32)
+    kept[70] = np.inf
+    raised = kept.copy()
+    sent = dance.reduce(packets, codec=codec, nonfinite="zero", residual=kept)
+    with pytest.raises(dance.NonFiniteError) as caught:
+        dance.reduce(packets, codec=codec, residual=raised)
+    assert caught.value.index == 70
+    assert caught.value.packet.to_bytes() == sent.to_bytes()
+    assert raised.tobytes() == kept.tobytes()
 
 
 def test_reduce_gives_the_same_bits_for_any_number_of_threads() -> None:

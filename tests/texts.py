@@ -68,7 +68,12 @@ def texts() -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(codecs.codec(text)) for text in (*dense_texts(), *sparse_texts())))
 
 
-def sizes(text: str) -> list[int]:
+def block_of(text: str) -> int:
+    """What a codec takes together: its scope or its block, and 256 where it has neither."""
     c = reference.codec(text)
-    block = getattr(c, "scope", 0) or getattr(c, "block", 0) or 256
+    return getattr(c, "scope", 0) or getattr(c, "block", 0) or 256
+
+
+def sizes(text: str) -> list[int]:
+    block = block_of(text)
     return sorted({*SIZES, block - 1, block, block + 1, 2 * block + 7})

@@ -32,7 +32,8 @@ constexpr void for_each(CodecList<Codecs...>, F&& f) {
   (f(Codecs{}), ...);
 }
 
-// Calls f(Codec{}) for the first codec with this id (a sparse one, or any mode of a dense one); false when there is none.
+// Calls f(Codec{}) for the first codec with this id (a sparse one, or any mode of a dense one); false when there is
+// none.
 template <class F, class... Codecs>
 constexpr bool with_codec(CodecList<Codecs...>, uint8_t id, F&& f) {
   return ((Codecs::id == id ? (f(Codecs{}), true) : false) || ...);

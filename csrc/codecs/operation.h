@@ -58,9 +58,15 @@ DANCE_HD float next_state(float state, float v, float decoded) {
   return op == Operation::feedback ? v - decoded : saturate(state + decoded);
 }
 
+// A sum of finite numbers stays finite, as a sender's own reference does; what was infinite or NaN before stays so.
+DANCE_HD float add_finite(float out, float value) {
+  const float sum = out + value;
+  return is_finite(out) ? saturate(sum) : sum;
+}
+
 template <bool add>
 DANCE_HD float accumulate(float out, float weight, float decoded) {
-  return add ? out + weight * decoded : weight * decoded;
+  return add ? add_finite(out, weight * decoded) : weight * decoded;
 }
 
 }  // namespace dance

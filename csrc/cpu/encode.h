@@ -94,9 +94,8 @@ inline void encode_bytes(typename Codec::Coder coder, const float* __restrict x,
   }
 }
 
-// Codes of 1, 2 or 4 bits of a block of 32 or 256, without a detour over bytes: lane l of 32 collects elements l, l +
-// 32,
-// ... as fields of a word, then the lanes of one word are joined.
+// Codes of 1, 2 or 4 bits of a block of 32 or 256, without a detour over bytes: lane l of 32 collects the
+// elements l, l + 32, l + 64, ... as fields of a word, then the lanes of one word are joined.
 template <class Codec, Operation op, uint32_t Fixed>
 inline void encode_lanes(typename Codec::Coder coder, const float* __restrict x, float* __restrict state,
                          const uint16_t* __restrict noise, uint32_t* __restrict words) {

@@ -35,19 +35,20 @@ uint32_t own_setting() {
   const char* text = std::getenv("DANCE_NUM_THREADS");
   if (text == nullptr || *text == '\0') return 0;
   char* end = nullptr;
-  const uint32_t value = leading_number(text, &end);
-  if (value == 0 || *end != '\0') {
+  const long value = std::strtol(text, &end, 10);
+  if (value < 1 || value > static_cast<long>(kMaxThreads) || *end != '\0') {
     throw ArgumentError("DANCE_NUM_THREADS=" + std::string(text) + ": expected a whole number from 1 to " +
                         std::to_string(kMaxThreads) + "; correct it, or unset it to choose by itself");
   }
-  return value;
+  return static_cast<uint32_t>(value);
 }
 
 uint32_t usable_cpus() {
   cpu_set_t set;
   CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
-  const int count = CPU_COUNT(&set);
+  // The set is too small for machines with more than 1,024 CPUs. Quotas of a container do not show in it.
+  const int count = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set)
+                                                                : static_cast<int>(std::thread::hardware_concurrency());
   return count < 1 ? 1 : count > static_cast<int>(kMaxThreads) ? kMaxThreads : static_cast<uint32_t>(count);
 }
 
@@ -77,28 +78,26 @@ struct Task {
   }
 };
 
-// Workers sleep until the generation changes; worker w runs part w + 1. Workers are detached and the pool is never
-// destroyed: a process may end while they sleep. After fork() the child, which has no workers, gets a fresh pool.
+// Workers sleep until a task has parts that nobody has begun. Just as many are woken as are useful, and the caller does
+// what no worker has come to take. Workers are detached and the pool is never destroyed: a process may end while they
+// sleep. After fork() the child, which has no workers, gets a fresh pool.
 class Pool {
  public:
   // False, and nothing done, where the system gives no more threads.
   bool run(const Task& task) {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      try {
-        for (; num_workers_ + 1 < task.num_parts; ++num_workers_) {
-          std::thread(&Pool::work, this, num_workers_, generation_).detach();
-        }
-      } catch (const std::system_error&) {
-        return false;
-      }
-      task_ = task;
-      unfinished_ = task.num_parts - 1;
-      ++generation_;
-    }
-    wake_.notify_all();
-    task.run(0);
     std::unique_lock<std::mutex> lock(mutex_);
+    try {
+      for (; num_workers_ + 1 < task.num_parts; ++num_workers_) std::thread(&Pool::work, this).detach();
+    } catch (const std::system_error&) {
+      return false;
+    }
+    task_ = task;
+    next_part_ = 0;
+    unfinished_ = task.num_parts;
+    lock.unlock();
+    for (uint32_t part = 1; part < task.num_parts; ++part) wake_.notify_one();
+    lock.lock();
+    take_parts(lock);
     done_.wait(lock, [this] { return unfinished_ == 0; });
     return true;
   }
@@ -106,25 +105,30 @@ class Pool {
   std::mutex in_use;
 
  private:
-  void work(uint32_t worker, uint64_t seen) {
+  void take_parts(std::unique_lock<std::mutex>& lock) {
+    while (next_part_ < task_.num_parts) {
+      const uint32_t part = next_part_++;
+      const Task task = task_;
+      lock.unlock();
+      task.run(part);
+      lock.lock();
+      if (--unfinished_ == 0) done_.notify_one();
+    }
+  }
+
+  void work() {
     const FloatMode mode;
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
-      wake_.wait(lock, [&] { return generation_ != seen; });
-      seen = generation_;
-      if (worker + 1 >= task_.num_parts) continue;
-      const Task task = task_;
-      lock.unlock();
-      task.run(worker + 1);
-      lock.lock();
-      if (--unfinished_ == 0) done_.notify_one();
+      wake_.wait(lock, [this] { return next_part_ < task_.num_parts; });
+      take_parts(lock);
     }
   }
 
   std::mutex mutex_;
   std::condition_variable wake_, done_;
   Task task_;
-  uint64_t generation_ = 0;
+  uint32_t next_part_ = 0;
   uint32_t unfinished_ = 0;
   uint32_t num_workers_ = 0;
 };

@@ -126,7 +126,7 @@ void decode_sparse(const DecodeRequest& request) {
   for_each_index(codec, request.seed, request.payload, request.numel, [&] {
     return [&, read = ValueReader(layout, values, total, request.weight)](uint64_t i, uint64_t index) mutable {
       float value = read(i);
-      if (request.add) value = load_element(request.out, request.out_dtype, index) + value;
+      if (request.add) value = add_finite(load_element(request.out, request.out_dtype, index), value);
       store_element(request.out, request.out_dtype, index, value);
     };
   });

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
 
 #include "base/error.h"
 #include "cpu/candidates.h"
@@ -132,6 +133,14 @@ Selection select_dgc(const EncodeRequest& request) {
                        std::min(2 * k, numel));
 }
 
+Selection select_topk(const EncodeRequest& request, uint64_t total) {
+  if (request.codec.scope > 0) return select_blocks(request, total);
+  const SelectJob job = job_of(request);
+  Bounds bounds = estimate_bounds(request.operation, job, total);
+  if (!sends_v(request)) bounds.sent = kInfinityBits;
+  return select_global(request.operation, job, bounds, total, total);
+}
+
 Selection select(const EncodeRequest& request, uint64_t total) {
   const SelectJob job = job_of(request);
   switch (request.codec.id) {
@@ -143,11 +152,10 @@ Selection select(const EncodeRequest& request, uint64_t total) {
                            request.numel);
     case Dgc::id:
       return select_dgc(request);
+    case TopK::id:
+      return select_topk(request, total);
     default:
-      if (request.codec.scope > 0) return select_blocks(request, total);
-      Bounds bounds = estimate_bounds(request.operation, job, total);
-      if (!sends_v(request)) bounds.sent = kInfinityBits;
-      return select_global(request.operation, job, bounds, total, total);
+      throw ArgumentError("codec id " + std::to_string(request.codec.id) + " has no selector in csrc/cpu/select.cpp");
   }
 }
 

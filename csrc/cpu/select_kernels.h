@@ -23,7 +23,8 @@ struct SelectKernels {
                                       uint32_t sent, uint32_t* indices, float* values);
 
   // A selection key that rank to rank + slack of the n values reach (1 <= rank <= n), or just the rank-th largest: then
-  // *ties is how many with this key itself are among the rank largest, else it is n. No value has a key < lowest.
+  // *ties is how many with this key itself are among the rank largest, else it is n. At least rank of them
+  // have keys >= lowest.
   // `scratch` has room for n.
   uint32_t (*nth_key)(const float* values, uint64_t n, uint64_t rank, uint64_t slack, uint32_t lowest, float* scratch,
                       uint64_t* ties);
@@ -33,7 +34,7 @@ struct SelectKernels {
   uint64_t (*keep)(uint32_t* indices, float* values, uint64_t n, uint32_t key, uint64_t ties);
 
   // The `count` largest of the n <= kMaxScope elements from `first` on, in order: their indices and values, with
-  // room for count + kSelectSlack. Finishes the state of all others as collect does, and returns the index of the first
+  // room for count. Finishes the state of all others as collect does, and returns the index of the first
   // element that is not finite, or -1. `scratch` has room for kBlockScratch.
   int64_t (*top_of_block[kNumOperations])(const SelectJob&, uint64_t first, uint32_t n, uint32_t count, float* scratch,
                                           uint32_t* indices, float* values);

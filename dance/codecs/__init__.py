@@ -6,21 +6,11 @@ from functools import lru_cache
 from typing import TypeAlias
 
 from dance import _native
-from dance.codecs.dense import (
-    DENSE,
-    Bf16,
-    Fp8,
-    Fp16,
-    Int2,
-    Int4,
-    Int8,
-    MxFp4,
-    MxFp8,
-    Qsgd,
-    Sign,
-    Uncompressed,
-)
-from dance.codecs.sparse import SPARSE, Dgc, RandK, Sparse, Threshold, TopK
+from dance.codecs import dense, sparse
+from dance.codecs.dense import *  # noqa: F403
+from dance.codecs.dense import DENSE
+from dance.codecs.sparse import *  # noqa: F403
+from dance.codecs.sparse import SPARSE
 from dance.codecs.value import DTYPES, HEADER_NBYTES, Codec, Layout, dtype_number, parse
 from dance.errors import FrameError
 
@@ -30,29 +20,15 @@ __all__ = [
     "DTYPES",
     "HEADER_NBYTES",
     "SPARSE",
-    "Bf16",
     "Codec",
-    "Dgc",
-    "Fp8",
-    "Fp16",
-    "Int2",
-    "Int4",
-    "Int8",
     "Layout",
     "Like",
-    "MxFp4",
-    "MxFp8",
-    "Qsgd",
-    "RandK",
-    "Sign",
-    "Sparse",
-    "Threshold",
-    "TopK",
-    "Uncompressed",
     "codec",
     "dtype_number",
     "from_header",
 ]
+__all__ += dense.__all__
+__all__ += sparse.__all__
 
 Like: TypeAlias = "Codec | str"  # every codec argument takes the value or its text
 

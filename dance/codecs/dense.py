@@ -13,6 +13,21 @@ from typing import ClassVar
 from dance import _native
 from dance.codecs.value import Codec, check_choice, check_integer
 
+__all__ = [  # the classes in DENSE, for `dance.codecs`
+    "Bf16",
+    "Fp8",
+    "Fp16",
+    "Int2",
+    "Int4",
+    "Int8",
+    "MxFp4",
+    "MxFp8",
+    "Qsgd",
+    "Sign",
+    "Ternary",
+    "Uncompressed",
+]
+
 _BLOCKS = (32, 4096)
 # Each operation rounds within 2^-24 and a code is at most 127 steps of its scale: half a step grows to no
 # more than 0.5 + 127 * 2^-22 of one.
@@ -341,9 +356,9 @@ class Ternary(Codec):
 
     @property
     def contraction(self) -> float:
-        # With a = 1.5 m, m the mean magnitude and S the elements above a/2, the error falls by the sum over S of
-        # a (2|x| - a). All others together have at most (n - |S|) a/2 of the total n m, so that the sum is at
-        # least a (2 n m - n a) = 0.75 n m^2, and ||x||^2 <= n^2 m^2.
+        # With a = 1.5 m, m the mean magnitude and S the elements above a/2, the error falls by the sum over S
+        # of a (2|x| - a). All others together have at most (n - |S|) a/2 of the total n m, so that the sum is
+        # at least a (2 n m - n a) = 0.75 n m^2, and ||x||^2 <= n^2 m^2.
         return 0.75 * (1.0 - 2.0**-20) / self.block
 
     def spec(self, numel: int) -> _native.Spec:

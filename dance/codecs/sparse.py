@@ -16,6 +16,8 @@ from dance import _native
 from dance.codecs.dense import DENSE, Uncompressed
 from dance.codecs.value import Codec, check_choice, check_integer, parse
 
+__all__ = ["Dgc", "RandK", "Sparse", "Threshold", "TopK"]  # SPARSE and their base, for `dance.codecs`
+
 _SCOPES = (64, 32768)
 _SCOPE_BLOCK = 4096
 _BY_NAME = {kind.name: kind for kind in DENSE}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
+from operator import index
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from dance import _native
@@ -96,7 +97,13 @@ class Codec:
 
         Exact for codecs of `fixed_size`, else no packet is larger. ``dtype`` is that of the array.
         """
-        return HEADER_NBYTES + self.layout(numel, dtype_number(self.name, dtype))[1]
+        try:
+            count = index(numel)
+        except TypeError:
+            raise ValueError(
+                f"{self}: expected an integer number of elements, got {numel!r}; pass x.size or x.numel()"
+            ) from None
+        return HEADER_NBYTES + self.layout(count, dtype_number(self.name, dtype))[1]
 
     def __str__(self) -> str:
         options = [
@@ -134,10 +141,12 @@ def options_of(kind: type[Codec]) -> list[Field[Any]]:
     return [option for option in fields(kind) if option.init]
 
 
-def dtype_number(who: str, dtype: str) -> int:
-    if dtype not in DTYPES:
-        raise ValueError(f"{who}: expected dtype {', '.join(DTYPES)}, got {dtype}; cast first")
-    return DTYPES.index(dtype)
+def dtype_number(who: str, dtype: Any) -> int:
+    """Returns the number of a dtype, given as text or as that of torch or NumPy."""
+    text = getattr(dtype, "__name__", None) or str(dtype).removeprefix("torch.")
+    if text not in DTYPES:
+        raise ValueError(f"{who}: expected dtype {', '.join(DTYPES)}, got {text}; cast first")
+    return DTYPES.index(text)
 
 
 def parse(text: str, kinds: Mapping[str, type[Codec]]) -> Codec:
@@ -163,7 +172,8 @@ def parse(text: str, kinds: Mapping[str, type[Codec]]) -> Codec:
         key, equals, value = item.partition("=")
         key, value = key.strip(), value.strip()
         if not equals or key not in known:
-            raise ValueError(f"codec {text!r}: unknown option {item.strip()!r}; {name} has {listing}")
+            hint = _semicolon(options.get("values"), key, item.strip(), kinds)
+            raise ValueError(f"codec {text!r}: unknown option {item.strip()!r}; {name} has {listing}{hint}")
         if key in options:
             raise ValueError(f"codec {text!r}: option {key} is given twice")
         options[key] = _value(text, key, value, str(known[key].type))
@@ -171,6 +181,15 @@ def parse(text: str, kinds: Mapping[str, type[Codec]]) -> Codec:
         if option.default is MISSING and option.name not in options:
             raise ValueError(f"codec {text!r}: needs {option.name}=..., such as {kind.examples[0]}")
     return kind(**options)
+
+
+def _semicolon(values: Any, key: str, item: str, kinds: Mapping[str, type[Codec]]) -> str:
+    """What to write for an option that the codec of the values has."""
+    inner = kinds.get(str(values).partition(":")[0])
+    if inner is None or key not in {option.name for option in options_of(inner)}:
+        return ""
+    spelled = f"{values}{';' if ':' in values else ':'}{item}"
+    return f"; options of values are separated by semicolons: values={spelled}"
 
 
 def _value(text: str, key: str, value: str, annotation: str) -> Any:

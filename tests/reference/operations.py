@@ -82,8 +82,11 @@ def _decode(p: Packet, weight: float) -> Floats:
 
 
 def _decode_add(p: Packet, out: Floats, weight: float) -> tuple[Floats, Mask]:
+    """A finite sum that overflows stays at the largest finite value; infinities and NaN stay."""
     decoded, sent = _decoded(p)
-    return np.where(sent, out + f32(weight) * decoded, out).astype(f32), sent
+    moved = out + f32(weight) * decoded
+    moved = np.where(np.isfinite(out), np.clip(moved, -FLT_MAX, FLT_MAX), moved)
+    return np.where(sent, moved, out).astype(f32), sent
 
 
 @np.errstate(all="ignore")
