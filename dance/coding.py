@@ -193,7 +193,8 @@ def decode(p: Packet, *, out: Any = None, add: bool = False, weight: float = 1.0
     if p._flags is not None:
         p._size()
     address, num_bytes, device, _, _ = p._memory
-    weight = _finite("decode", "weight", weight)
+    if type(weight) is not float or not abs(weight) <= _FLT_MAX:  # small calls count
+        weight = _finite("decode", "weight", weight)
     if out is None:
         if add:
             raise ValueError("decode: add needs out, the array to add to")
@@ -252,7 +253,8 @@ def reduce(
     FrameError, for a bad payload on the CPU, leaves everything untouched. Neither ``out`` nor the residual
     may lie in the memory of a packet that is read.
     """
-    _check_packets(packets)
+    if type(packets) is not list or not packets or not all(type(p) is Packet for p in packets):
+        _check_packets(packets)
     seed = _checked("reduce", seed, nonfinite)
     first = packets[0]
     place = first._kind, first.numel, first._memory[2]
