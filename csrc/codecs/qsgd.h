@@ -38,7 +38,7 @@ struct Qsgd {
     return static_cast<float>(static_cast<int8_t>(code)) * scale;
   }
   DANCE_HD static bool valid(uint32_t code, uint32_t levels) {
-    const auto value = static_cast<int32_t>(static_cast<int8_t>(code));
+    const int32_t value = static_cast<int32_t>(code << 24) >> 24;  // the sign of 8 bits
     const int32_t largest = largest_code(levels);
     return value <= largest && value >= -largest;
   }

@@ -37,7 +37,7 @@ inline void pack(const uint8_t* codes, uint32_t bits, uint32_t* words, uint32_t 
   uint32_t shift = bits;
   if (bits & 4) words = pack_field<4>(codes, shift -= 4, words, n);
   if (bits & 2) words = pack_field<2>(codes, shift -= 2, words, n);
-  if (bits & 1) words = pack_field<1>(codes, shift -= 1, words, n);
+  if (bits & 1) pack_field<1>(codes, 0, words, n);
 }
 
 inline void unpack(const uint32_t* words, uint32_t bits, uint8_t* codes, uint32_t n) {
@@ -45,7 +45,7 @@ inline void unpack(const uint32_t* words, uint32_t bits, uint8_t* codes, uint32_
   for (uint32_t i = 0; i < n; ++i) codes[i] = 0;
   if (bits & 4) words = unpack_field<4>(words, shift -= 4, codes, n);
   if (bits & 2) words = unpack_field<2>(words, shift -= 2, codes, n);
-  if (bits & 1) words = unpack_field<1>(words, shift -= 1, codes, n);
+  if (bits & 1) unpack_field<1>(words, 0, codes, n);
 }
 
 // The sign of a code of `bits` bits over the whole byte.
