@@ -34,17 +34,15 @@ inline const uint32_t* unpack_field(const uint32_t* __restrict words, uint32_t s
 
 // Codes of `bits` < 8 bits, one a byte, into the words of a block of n.
 inline void pack(const uint8_t* codes, uint32_t bits, uint32_t* words, uint32_t n) {
-  uint32_t shift = bits;
-  if (bits & 4) words = pack_field<4>(codes, shift -= 4, words, n);
-  if (bits & 2) words = pack_field<2>(codes, shift -= 2, words, n);
+  if (bits & 4) words = pack_field<4>(codes, bits & 3, words, n);
+  if (bits & 2) words = pack_field<2>(codes, bits & 1, words, n);
   if (bits & 1) pack_field<1>(codes, 0, words, n);
 }
 
 inline void unpack(const uint32_t* words, uint32_t bits, uint8_t* codes, uint32_t n) {
-  uint32_t shift = bits;
   for (uint32_t i = 0; i < n; ++i) codes[i] = 0;
-  if (bits & 4) words = unpack_field<4>(words, shift -= 4, codes, n);
-  if (bits & 2) words = unpack_field<2>(words, shift -= 2, codes, n);
+  if (bits & 4) words = unpack_field<4>(words, bits & 3, codes, n);
+  if (bits & 2) words = unpack_field<2>(words, bits & 1, codes, n);
   if (bits & 1) unpack_field<1>(words, 0, codes, n);
 }
 
