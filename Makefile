@@ -7,14 +7,19 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 NATIVE := $(shell find csrc cuda cmake -type f 2>/dev/null) CMakeLists.txt pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-sanitized test-threads coverage fuzz check-arm lint format bench wheel gpu-check clean
+.PHONY: always help demo test test-sanitized test-threads coverage fuzz check-arm lint format bench wheel gpu-check clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
-# The package in .venv, rebuilt when a native source changed; Python files are used in place. Without build isolation, so that
-# rebuilds are incremental and clang-tidy finds pybind11's headers.
-.venv/installed: $(NATIVE)
+# Python files are used in place, but an install knows them by name: this list is newer than it when one came, moved or went.
+.venv/modules: always
+	@mkdir -p .venv
+	@find dance -name '*.py' | sort | cmp -s - $@ || find dance -name '*.py' | sort > $@
+
+# The package in .venv, rebuilt when a native source changed. Without build isolation, so that rebuilds are incremental and
+# clang-tidy finds pybind11's headers.
+.venv/installed: $(NATIVE) .venv/modules
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) torch==2.13.0 scikit-build-core pybind11 cmake ninja
 	@echo "building dance: a minute or two"
@@ -28,7 +33,8 @@ test: .venv/installed  ## run the tests
 	$(BIN)/python -m pytest
 
 # The tests that reach the core: what is above it sees arrays alone. Tools of .venv come first.
-CORE_TESTS := $(patsubst %,tests/test_%.py,bits codecs feedback frame_mutation golden operators packet reduce)
+CORE_TESTS := $(patsubst %,tests/test_%.py,arguments arrays bits codecs feedback feedback_momentum feedback_state frame_mutation \
+  golden nonfinite operators packet packet_sparse reduce)
 TOOLS := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON=$(BIN)/python
 
 test-sanitized: .venv/installed  ## the tests of the core under AddressSanitizer and UndefinedBehaviorSanitizer

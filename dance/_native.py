@@ -6,13 +6,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import index
+from pathlib import Path
 from typing import Any
 
 try:
     import dance._core as _core
-except ImportError as error:  # a source tree that was never built
+except ImportError as error:
+    # Mostly a source tree in the current folder that hides the installed package.
     raise ImportError(
-        f"dance._core cannot be imported ({error}); build it with `pip install .` in the source tree"
+        f"dance._core cannot be imported ({error}): {Path(__file__).parent} is not built. "
+        "If dance is installed, run Python in another folder; else `pip install -e .` in the source tree"
     ) from error
 
 Spec = _core.Spec

@@ -42,7 +42,7 @@ class BenchConfig:
     """Codecs, for example int8 sign:block=64 topk:ratio=0.01; none given: every codec with its defaults."""
     operation: tuple[str, ...] = OPERATIONS
     """Operations: encode, encode_feedback, encode_difference, decode, decode_add, reduce (4 packets into one
-    of the same codec), and mix (of no codec)."""
+    of the same codec; GB/s are those of one array), and mix (of no codec)."""
     numel: tuple[str, ...] = ("64Ki", "1Mi", "16Mi")
     """Sizes in elements; 64Ki, 1Mi and plain numbers are understood."""
     threads: int = 1
@@ -134,8 +134,9 @@ def cases(config: BenchConfig) -> list[Case]:
     for operation in config.operation:
         if operation not in OPERATIONS:
             raise ValueError(f"bench: unknown operation {operation!r}; choose from {', '.join(OPERATIONS)}")
-    if config.repetitions < 1:
-        raise ValueError(f"bench: repetitions: expected at least 1, got {config.repetitions}")
+    for name in ("threads", "repetitions"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"bench: {name}: expected at least 1, got {getattr(config, name)}")
     element_nbytes(config.dtype)
     codecs = [str(dance.codec(text)) for text in config.codec or default_codecs()]
     found = []
@@ -353,6 +354,7 @@ def print_table(config: BenchConfig, run: Run) -> None:
             caption_justify="left",
             box=box.SIMPLE_HEAD,
             pad_edge=False,
+            padding=(0, 1, 0, 0),
         )
         table.add_column("", min_width=19, overflow="fold")
         for column in ("GB/s", "x memcpy", "min..max", "roof", "B/elem.", "error"):
@@ -373,6 +375,11 @@ def print_table(config: BenchConfig, run: Run) -> None:
                 "" if result.relative_error is None else f"{result.relative_error:.1e}",
             )
         console.print(table)
+    if config.peers and all(result.peer is None for result in run.results):
+        console.print(
+            "no peers: they need torch (others: docs/performance.md), float32 of a multiple of 256 elements, "
+            "and the codec's default options"
+        )
     for reason in dict.fromkeys(reason for _, reason in run.not_built):
         without = dict.fromkeys(f"{c.codec} {c.operation}" for c, found in run.not_built if found == reason)
         console.print(f"not built: {', '.join(without)}: {reason}", markup=False)

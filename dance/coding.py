@@ -274,6 +274,8 @@ def reduce(
         raise ValueError("reduce: a residual keeps what an encode loses; pass codec, too")
     if out is None:
         target = kind.new_output(first.shape, device, first._dtype)
+    elif isinstance(out, Packet):
+        raise ValueError("reduce: without codec the sum is an array, but out is a Packet; pass codec, too")
     else:
         kind = KINDS.get(type(out)) or kind_of(out, "out")
         target = kind.write(out, "out")
@@ -290,7 +292,7 @@ def _reduce_encode(
     c = like if isinstance(like, Codec) else codec(like)
     seed, nonfinite, out = options
     if out is not None and not isinstance(out, Packet):
-        raise _refused_out("reduce", out)
+        raise _refused_out("reduce: with codec", out)
     first = packets[0]
     kind, numel, device = first._kind, first.numel, first._memory[2]
     residual_address = residual_dtype = 0
@@ -429,6 +431,6 @@ def _finite(who: str, name: str, value: Any) -> float:
 
 def _refused_out(who: str, out: Any) -> ValueError:
     return ValueError(
-        f"{who}: with codec, out is a Packet to use again, got {type(out).__name__}; "
+        f"{who}: out is a Packet to use again, got {type(out).__name__}; "
         "pass a Packet, or decode into an array"
     )

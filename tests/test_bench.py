@@ -270,7 +270,7 @@ def test_cli_table(capsys: pytest.CaptureFixture[str]) -> None:
         ("--codec int9", 2, "unknown codec 'int9'"),
         ("--operation squeeze", 2, "unknown operation 'squeeze'"),
         ("--numel lots", 2, "'lots'"),
-        ("--threads 0", 2, "at least 1"),
+        ("--threads 0", 2, "bench: threads: expected at least 1, got 0"),
         ("--repetitions 0", 2, "at least 1"),
     ],
 )
@@ -333,6 +333,15 @@ def test_peers_stand_beside_the_codec(monkeypatch: pytest.MonkeyPatch) -> None:
     in_place = next(r for r in beside if r.peer == "torch, in place" and r.case.operation == "encode")
     own = next(r for r in results if r.peer is None and r.case == in_place.case)
     assert in_place.relative_error == pytest.approx(own.relative_error, rel=0.01)
+
+
+def test_without_peers_the_table_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench.load_peers(), "installed", lambda name: None)
+    arguments = "--peers --codec int8 --operation encode --numel 1Ki --repetitions 1"
+    _, out, _ = run_cli(capsys, *arguments.split())
+    assert "no peers: they need torch" in out
 
 
 def test_every_peer_stands_for_an_operation_and_a_codec_of_ours() -> None:

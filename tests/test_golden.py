@@ -45,8 +45,10 @@ def load_maker() -> ModuleType:
 @pytest.mark.parametrize("name", [entry["name"] for entry in dance._native.codecs()])
 def test_every_codec_has_golden_packets(name: str) -> None:
     """Good ones of float32 and bad ones; tests/golden/make.py and bad_packets.py list the codecs."""
-    assert sum(entry["codec"].partition(":")[0] == name for entry in PACKETS) >= 9
-    assert any(entry["name"].partition(":")[0].split()[0] == name for entry in BAD)
+    good = sum(entry["codec"].partition(":")[0] == name for entry in PACKETS)
+    assert good >= 9, f"{name} has {good} golden packets, fewer than 9: tests/golden/make.py"
+    bad = any(entry["name"].partition(":")[0].split()[0] == name for entry in BAD)
+    assert bad, f"{name} has no bad packet: tests/golden/bad_packets.py"
 
 
 def test_the_files_are_what_the_oracle_writes() -> None:

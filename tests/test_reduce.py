@@ -117,6 +117,7 @@ def test_reduce_refuses_what_does_not_fit_and_leaves_the_rest_alone() -> None:
         ([good], {"out": np.zeros(3, np.float32)}, "out: expected 5000 elements, got 3"),
         ([good], {"residual": residual}, "pass codec, too"),
         ([good], {"codec": "int8", "out": out}, "out is a Packet"),
+        ([good], {"out": good}, "pass codec, too"),
         ([good], {"codec": "int8", "residual": out[:4]}, "residual: expected 5000 elements, got 4"),
         ([good], {"codec": "int8", "seed": -1}, "seed"),
         ([good], {"codec": "int8", "nonfinite": "no"}, "'raise' or 'zero'"),

@@ -68,6 +68,16 @@ def texts() -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(codecs.codec(text)) for text in (*dense_texts(), *sparse_texts())))
 
 
+def in_small_blocks() -> list[Any]:
+    """The examples of every codec as values, those of dense codecs in blocks of 32."""
+    from dance import codecs
+
+    values: list[Any] = [codecs.codec(text) for kind in codecs.CODECS for text in kind.examples]
+    return [
+        replace(c, block=32) if isinstance(c, codecs.DENSE) and hasattr(c, "block") else c for c in values
+    ]
+
+
 def block_of(text: str) -> int:
     """What a codec takes together: its scope or its block, and 256 where it has neither."""
     c = reference.codec(text)

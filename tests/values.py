@@ -8,6 +8,14 @@ import numpy as np
 from reference import FLT_MAX
 
 
+def wave(numel: int = 70) -> np.ndarray:
+    return (2.0 * np.sin(np.arange(numel))).astype(np.float32)
+
+
+def bits(x: np.ndarray) -> np.ndarray:
+    return x.view(np.uint32)
+
+
 def magnitudes(rng: np.random.Generator, n: int, low: int, high: int) -> np.ndarray:
     x = np.exp2(rng.uniform(low, high, n)) * rng.choice([-1.0, 1.0], n)
     return np.clip(x, -FLT_MAX, FLT_MAX).astype(np.float32)

@@ -153,10 +153,11 @@ def parse(text: str, kinds: Mapping[str, type[Codec]]) -> Codec:
     """Returns the codec among ``kinds`` that ``text`` describes; ValueError says what is wrong and what there
     is.
     """
-    name, colon, rest = text.strip().partition(":")
+    name, colon, rest = text.partition(":")
+    name = name.strip()
     kind = kinds.get(name)
     if kind is None:
-        raise ValueError(f"unknown codec {text!r}; there is {', '.join(kinds)}")
+        raise ValueError(f"unknown codec {text!r}; {_meant(text, kinds)}choose from {', '.join(kinds)}")
     known = {option.name: option for option in options_of(kind)}
     listing = (
         ", ".join(
@@ -171,7 +172,10 @@ def parse(text: str, kinds: Mapping[str, type[Codec]]) -> Codec:
     for item in rest.split(",") if rest else ():
         key, equals, value = item.partition("=")
         key, value = key.strip(), value.strip()
-        if not equals or key not in known:
+        if not equals:
+            what = f"expected option=value, got {item.strip()!r}" if key else "remove the superfluous comma"
+            raise ValueError(f"codec {text!r}: {what}; {name} has {listing}")
+        if key not in known:
             hint = _semicolon(options.get("values"), key, item.strip(), kinds)
             raise ValueError(f"codec {text!r}: unknown option {item.strip()!r}; {name} has {listing}{hint}")
         if key in options:
@@ -181,6 +185,14 @@ def parse(text: str, kinds: Mapping[str, type[Codec]]) -> Codec:
         if option.default is MISSING and option.name not in options:
             raise ValueError(f"codec {text!r}: needs {option.name}=..., such as {kind.examples[0]}")
     return kind(**options)
+
+
+def _meant(text: str, kinds: Mapping[str, type[Codec]]) -> str:
+    """The codec whose name is nearest, as text with its options after a colon."""
+    from difflib import get_close_matches  # of use after a mistake alone
+
+    word = text.lower().replace(",", ":").partition(":")[0].strip()
+    return "".join(f"did you mean {kinds[name].examples[0]}? " for name in get_close_matches(word, kinds, 1))
 
 
 def _semicolon(values: Any, key: str, item: str, kinds: Mapping[str, type[Codec]]) -> str:
