@@ -1,1 +1,1 @@
-"""Shaped links between processes of one machine."""
+"""Shaped links between processes of one machine: `python -m benchmarks.testbed --help`."""
