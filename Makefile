@@ -34,7 +34,7 @@ test: .venv/installed  ## run the tests
 
 # The tests that reach the core: what is above it sees arrays alone. Tools of .venv come first.
 CORE_TESTS := $(patsubst %,tests/test_%.py,arguments arrays bits codecs feedback feedback_momentum feedback_state frame_mutation \
-  golden nonfinite operators packet packet_sparse reduce)
+  golden native nonfinite operators packet packet_sparse reduce)
 TOOLS := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON=$(BIN)/python
 
 test-sanitized: .venv/installed  ## the tests of the core under AddressSanitizer and UndefinedBehaviorSanitizer

@@ -14,33 +14,8 @@
 namespace dance {
 namespace {
 
-struct SparseTraits {
-  bool found = false, fixed_size = true, seeded = false, scoped = false;
-};
-
-SparseTraits sparse_traits(uint8_t id) {
-  SparseTraits traits;
-  with_codec(SparseCodecs{}, id, [&](auto c) {
-    using Codec = decltype(c);
-    // What is selected by comparing with one value has no blocks to select from.
-    traits = {true, Codec::kFixedSize, Codec::kSeeded, Codec::kFixedSize};
-  });
-  return traits;
-}
-
-bool is_sparse(uint8_t id) { return sparse_traits(id).found; }
-
-std::string name_of(uint8_t id) {
-  std::string name;
-  const auto take = [&](auto codec) { name = decltype(codec)::name; };
-  if (!with_codec(DenseCodecs{}, id, take) && !with_codec(SparseCodecs{}, id, take)) {
-    throw ArgumentError("codec id " + std::to_string(id) + " is unknown");
-  }
-  return name;
-}
-
 [[noreturn]] void refuse(const CodecSpec& codec, const std::string& what) {
-  throw ArgumentError(name_of(codec.id) + ": " + what);
+  throw ArgumentError(name_of(codec.id) + (": " + what));
 }
 
 std::string text(uint64_t value) { return std::to_string(value); }
@@ -73,10 +48,10 @@ void check_dense(const CodecSpec& codec) {
     }
   });
   if (found) return;
-  if (!with_codec(DenseCodecs{}, id, [](auto) {})) {
+  if (!has_codec(DenseCodecs{}, id)) {
     refuse(codec, "values must be the number of a dense codec, got " + text(id));
   }
-  refuse(codec, "has no mode " + text(codec.mode) + (id == codec.id ? "" : " of values " + name_of(id)));
+  refuse(codec, "has no mode " + text(codec.mode) + (id == codec.id ? "" : " of values " + std::string(name_of(id))));
 }
 
 void check_argument(const CodecSpec& codec) {
@@ -91,10 +66,11 @@ void check_argument(const CodecSpec& codec) {
   }
 }
 
-void check_sparse(const CodecSpec& codec, const SparseTraits& traits, uint64_t numel) {
+void check_sparse(const CodecSpec& codec, uint64_t numel) {
   if (numel > kMaxSparseNumel) refuse(codec, text(numel) + " elements exceed 2^32 - 1");
   check_argument(codec);
-  if (!traits.scoped) {
+  // What is selected by comparing with one value has no blocks to select from.
+  if (!is_fixed_size(codec.id)) {
     check_unused(codec, "scope", codec.scope);
   } else if (codec.scope != 0 && (codec.scope < kMinScope || codec.scope > kMaxScope)) {
     refuse(codec, "scope must be 0 or " + text(kMinScope) + " to " + text(kMaxScope) + ", got " + text(codec.scope));
@@ -103,15 +79,14 @@ void check_sparse(const CodecSpec& codec, const SparseTraits& traits, uint64_t n
   if (codec.count > most) {
     refuse(codec, "count " + text(codec.count) + " exceeds the " + text(most) + " elements it is of");
   }
-  if (codec.count == 0 && most != 0 && traits.fixed_size) refuse(codec, "count must be at least 1");
+  if (codec.count == 0 && most != 0 && is_fixed_size(codec.id)) refuse(codec, "count must be at least 1");
 }
 
 void check_spec(const CodecSpec& codec, uint64_t numel) {
-  const SparseTraits traits = sparse_traits(codec.id);
-  if (traits.found) {
-    check_sparse(codec, traits, numel);
+  if (!is_codec(codec.id)) throw ArgumentError("codec id " + text(codec.id) + " is unknown");
+  if (is_sparse(codec.id)) {
+    check_sparse(codec, numel);
   } else {
-    name_of(codec.id);  // throws for an unknown one
     if (numel > kMaxNumel) refuse(codec, text(numel) + " elements exceed 2^40");
     check_unused(codec, "values", codec.values);
     check_unused(codec, "scope", codec.scope);
@@ -135,11 +110,7 @@ uint64_t dense_payload(const CodecSpec& codec, Dtype dtype, uint64_t numel) {
 
 // Bytes of the indices of `count` values.
 uint64_t indices_size(const CodecSpec& codec, uint64_t numel, uint64_t count) {
-  return sparse_traits(codec.id).seeded ? 0 : indices_nbytes(numel, codec.scope, count);
-}
-
-cpu::DenseLayout layout_of(const CodecSpec& codec, Dtype dtype, uint64_t numel) {
-  return cpu::dense_layout(dense_id(codec), codec.mode, codec.block, codec.levels, dtype, numel);
+  return is_seeded(codec.id) ? 0 : indices_nbytes(numel, codec.scope, count);
 }
 
 void check_size(const CodecSpec& codec, const uint8_t* payload, uint64_t size, uint64_t expected, uint64_t numel) {
@@ -159,8 +130,7 @@ void check_content(const CodecSpec& codec, Dtype dtype, const uint8_t* payload, 
     payload += indices_size(codec, numel, count);
   }
   if (count == 0) return;
-  const std::string name = name_of(dense_id(codec));
-  cpu::check_dense(layout_of(codec, dtype, count), name.c_str(), payload, count, codes);
+  cpu::check_dense(cpu::dense_layout(codec, dtype, count), name_of(dense_id(codec)), payload, count, codes);
 }
 
 void check_decode(const DecodeRequest& request) {
@@ -181,9 +151,8 @@ void check_encode(const EncodeRequest& request) {
 std::vector<CodecInfo> codecs() {
   std::vector<CodecInfo> list;
   const auto add = [&](const char* name, uint8_t id) {
-    const SparseTraits traits = sparse_traits(id);
     if (list.empty() || list.back().id != id)
-      list.push_back({id, name, traits.found, traits.fixed_size, traits.seeded});
+      list.push_back({id, name, is_sparse(id), is_fixed_size(id), is_seeded(id)});
   };
   for_each(DenseCodecs{}, [&](auto codec) { add(decltype(codec)::name, decltype(codec)::id); });
   for_each(SparseCodecs{}, [&](auto codec) { add(decltype(codec)::name, decltype(codec)::id); });
@@ -205,7 +174,7 @@ uint64_t payload_nbytes(const CodecSpec& codec, Dtype dtype, uint64_t numel) {
 
 uint64_t payload_bound(const CodecSpec& codec, Dtype dtype, uint64_t numel) {
   uint64_t most_bytes = payload_nbytes(codec, dtype, numel);
-  if (!is_sparse(codec.id) || sparse_traits(codec.id).fixed_size || numel == 0) return most_bytes;
+  if (is_fixed_size(codec.id) || numel == 0) return most_bytes;
   const bool bounded = codec.id == Dgc::id && uint64_t{2} * codec.count < numel;
   const uint64_t least = codec.id == Dgc::id ? codec.count : 1;
   // The size grows with the count as long as low_bits stays the same, but may fall by a word where that does not: so
@@ -227,9 +196,9 @@ EncodeResult encode(const EncodeRequest& request) {
   }
   const cpu::FloatMode mode;
   if (is_sparse(request.codec.id)) return cpu::encode_sparse(request);
-  const int64_t bad = cpu::encode_dense(layout_of(request.codec, request.dtype, request.numel), request.operation,
-                                        request.x, request.dtype, request.state, request.state_dtype, request.numel,
-                                        request.seed, request.payload);
+  const int64_t bad = cpu::encode_dense(cpu::dense_layout(request.codec, request.dtype, request.numel),
+                                        request.operation, request.x, request.dtype, request.state, request.state_dtype,
+                                        request.numel, request.seed, request.payload);
   return {bad, 0};
 }
 
@@ -240,7 +209,7 @@ void decode(const DecodeRequest& request) {
   const cpu::FloatMode mode;
   check_content(request.codec, request.dtype, request.payload, request.numel, false);
   if (is_sparse(request.codec.id)) return cpu::decode_sparse(request);
-  cpu::decode_dense(layout_of(request.codec, request.dtype, request.numel), request.payload, request.out,
+  cpu::decode_dense(cpu::dense_layout(request.codec, request.dtype, request.numel), request.payload, request.out,
                     request.out_dtype, request.numel, request.add, request.weight);
 }
 

@@ -50,7 +50,20 @@ __all__ = [
 _LAZY = {"ChocoGossip": "gossip"}  # the submodule that holds it
 
 # Imported when first named.
-_ROOMS = ("bandwidth", "exchange", "gan", "gossip", "operators", "policy", "topology")
+_ROOMS = (
+    "bandwidth",
+    "ddp",
+    "distributed",
+    "exchange",
+    "fsdp",
+    "gan",
+    "gossip",
+    "local_sgd",
+    "operators",
+    "policy",
+    "powersgd",
+    "topology",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -69,6 +69,7 @@ class ErrorFeedback:
         self._residuals: dict[str | None, Any] = {}
         self._velocities: dict[str | None, Any] = {}
         self._steps: dict[str | None, int] = {}  # encodes of a key: warm-up and seeds follow from it
+        self._paid: set[str | None] = set()  # keys whose residuals are known to be zero
 
     def codec_of(self, key: str | None = None) -> Codec:
         """Returns the codec of the next encode of ``key``: `codec`, or one of the warm-up."""
@@ -119,7 +120,7 @@ class ErrorFeedback:
         if seed is None:
             seed = derive_seed(0, step, 0, key or "", "feedback") if c.stochastic else 0
         prepare = None
-        if self.momentum or key not in self._residuals:
+        if self.momentum or key not in self._residuals or self._paid:
             prepare = partial(self._prepare, kind, residual, key)
         try:
             packet = encode_feedback_after(x, residual, c, (seed, nonfinite, out), prepare)
@@ -129,9 +130,61 @@ class ErrorFeedback:
         self._finish(kind, x, key, packet)
         return packet
 
+    # What collectives build on: they encode parts of an array, or many at once, and keep the same slots.
+
+    @property
+    def residual_dtype(self) -> str:
+        """The dtype of the residuals by its name."""
+        return DTYPES[self._dtype]
+
+    def open(self, key: str | None, like: Any) -> Any:
+        """Returns the residual of ``key`` itself, made of zeros in the shape and place of ``like`` when the
+        key is new; ValueError when it has held another shape.
+        """
+        array = self.slot("residual", key, like.shape)
+        if array is None:
+            array = kind_of(like, "ErrorFeedback").zeros(like, self._dtype)
+            self.put("residual", key, array)
+        return array
+
+    def step(self, key: str | None) -> int:
+        """Returns how many times ``key`` was encoded."""
+        return self._steps.get(key, 0)
+
+    def count(self, key: str | None) -> None:
+        """Counts one more encode of ``key``."""
+        self._steps[key] = self._steps.get(key, 0) + 1
+
+    def owes(self, key: str | None) -> bool:
+        """Returns whether there may be anything in the slots of ``key``."""
+        return key in self._residuals and (key not in self._paid or self.momentum > 0.0)
+
+    def paid(self, key: str | None) -> None:
+        """Notes that nothing is left in the residual of ``key`` until the next use of it."""
+        self._paid.add(key)
+
+    def slot(self, name: str, key: str | None, shape: Sequence[int]) -> Any:
+        """Returns the "residual" or "velocity" of ``key``, None while it is unknown; ValueError when it has
+        held another shape.
+        """
+        array = (self._residuals if name == "residual" else self._velocities).get(key)
+        self._paid.discard(key)  # for whoever asks may change it
+        if array is not None and tuple(array.shape) != tuple(shape):
+            raise ValueError(
+                f"ErrorFeedback: {_slot(key)} has shape {tuple(array.shape)}, "
+                f"the input {tuple(shape)}{'; give each tensor a key' if key is None else ''}"
+            )
+        return array
+
+    def put(self, name: str, key: str | None, array: Any) -> None:
+        """Makes ``array`` itself the "residual" or "velocity" of ``key``."""
+        self._paid.discard(key)
+        (self._residuals if name == "residual" else self._velocities)[key] = array
+
     def _prepare(self, kind: Kind, residual: Any, key: str | None) -> None:
         """What changes once nothing can be refused any more."""
         self._residuals[key] = residual
+        self._paid.discard(key)
         if self.momentum:
             velocity = self._velocities.get(key)
             if velocity is None:
@@ -201,6 +254,7 @@ class ErrorFeedback:
             if isinstance(count, bool) or not isinstance(count, int) or count < 0:
                 raise _refused_snapshot(f"expected the steps of {key!r} to be a count, got {count!r}")
         self._residuals, self._velocities, self._steps = residuals, velocities, steps
+        self._paid = set()
 
     def _arrays(self, state: Mapping[str, Any], name: str) -> dict[str | None, Any]:
         """Copies of the residuals or velocities of a snapshot."""
@@ -215,6 +269,51 @@ class ErrorFeedback:
                 )
             copies[key] = copy
         return copies
+
+
+def reshard(states: Sequence[Mapping[str, Any]], rank: int, world: int) -> dict[str, Any]:
+    """Returns the snapshot that ``rank`` of ``world`` ranks loads in place of those of all former ranks.
+
+    ``states`` are their snapshots in order of rank. What all ranks together owe to the sum stays the same:
+    former rank i goes to rank i % world, where residuals (and velocities) are added up in float32; a rank
+    with no predecessor starts from zeros. An unchanged world keeps all bits. ValueError for a rank that is
+    none, and where the snapshots differ in codec.
+    """
+    if not states or world < 1 or not 0 <= rank < world:
+        raise ValueError(
+            f"reshard: expected states of former ranks and a rank in [0, world), got {len(states)} states, "
+            f"rank {rank}, world {world}"
+        )
+    codecs = sorted({str(state["codec"]) for state in states})
+    if len(codecs) > 1:
+        raise ValueError(f"reshard: expected the snapshots of one run, got codecs {', '.join(codecs)}")
+    if len(states) == world:
+        return dict(states[rank])
+    merged: dict[str, Any] = {"codec": states[0]["codec"]}
+    mine = states[rank::world]
+    for name in ("residual", "velocity"):
+        merged[_PLURAL[name]] = {}
+        for state in mine:
+            for key, array in _slots(state, _PLURAL[name], name).items():
+                slots = merged if key is None else merged[_PLURAL[name]]
+                at = f"unnamed_{name}" if key is None else key
+                if at in slots:
+                    _add(slots[at], array)
+                else:
+                    slots[at] = kind_of(array, "reshard").copy(array)
+    for state in states:  # all ranks count alike
+        for key, count in _slots(state, "steps", "steps").items():
+            slots = merged if key is None else merged.setdefault("steps", {})
+            at = "unnamed_steps" if key is None else key
+            slots[at] = max(count, slots.get(at, 0))
+    merged.setdefault("steps", {})
+    return merged
+
+
+def _add(total: Any, array: Any) -> None:
+    if tuple(total.shape) != tuple(array.shape):
+        raise ValueError(f"reshard: expected equal shapes, got {tuple(total.shape)} and {tuple(array.shape)}")
+    kind_of(total, "reshard").add_scaled(total, 1.0, array)
 
 
 _PLURAL = {"residual": "residuals", "velocity": "velocities"}

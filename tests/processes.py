@@ -22,7 +22,8 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list
     """
     context = multiprocessing.get_context("forkserver")
     assert isinstance(context, ForkServerContext)
-    context.set_forkserver_preload(["torch.distributed", "dance.gossip"])
+    # DistributedDataParallel imports torch._dynamo when it is first made: 2 s a process.
+    context.set_forkserver_preload(["torch.distributed", "torch._dynamo", "dance.gossip", "dance.ddp"])
     results: Any = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         workers = [

@@ -1,13 +1,14 @@
 """One process of the testbed's tests: sends bytes over TCP, or receives them and says when how many had come.
 
-    python shaped_transfer.py receive SENDERS | send ADDRESS BYTES
+    python shaped_transfer.py receive SENDERS | send ADDRESS BYTES | knock ADDRESS TIMES
 
 Standard library only, so that it starts in a moment. The receiver prints "ready", and at the end a JSON list
-of [time.monotonic(), bytes so far].
+of [time.monotonic(), bytes so far]. Who knocks prints how many seconds it takes to be refused: a round trip.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import selectors
 import socket
@@ -41,8 +42,20 @@ def send(address: str, num_bytes: int) -> None:
         connection.sendall(bytes(num_bytes))
 
 
+def knock(address: str, times: int) -> None:
+    seconds = []
+    for _ in range(times):
+        start = time.monotonic()
+        with contextlib.suppress(ConnectionRefusedError):
+            socket.create_connection((address, PORT)).close()
+        seconds.append(time.monotonic() - start)
+    print(json.dumps(seconds))
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "receive":
         receive(int(sys.argv[2]))
+    elif sys.argv[1] == "knock":
+        knock(sys.argv[2], int(sys.argv[3]))
     else:
         send(sys.argv[2], int(sys.argv[3]))

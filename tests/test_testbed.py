@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,8 @@ from benchmarks.testbed.ranks import Loopback, Ranks  # noqa: E402
 from benchmarks.testbed.replay import Replay, parse_steps  # noqa: E402
 from dance.bandwidth import Trace  # noqa: E402
 
-TRANSFER = [sys.executable, str(ROOT / "tests" / "shaped_transfer.py")]
+# Ahead of other work on the machine: what is measured is the link.
+TRANSFER = ["nice", "-n", "-15", sys.executable, str(ROOT / "tests" / "shaped_transfer.py")]
 TESTBED = [sys.executable, "-m", "benchmarks.testbed"]
 # Of the 1514 bytes that a full packet takes of the link, Ethernet 14, IPv4 20 and TCP 32 are headers.
 PAYLOAD_SHARE = 1448 / 1514
@@ -61,16 +62,19 @@ def _mbps(log: list[tuple[float, int]], start_s: float, end_s: float) -> float:
 @pytest.mark.shaped
 @pytest.mark.usefixtures("links")
 @pytest.mark.parametrize("rate_mbps", [2.0, 10.0, 100.0, 1000.0])
-def test_a_link_has_its_rate_both_ways(rate_mbps: float) -> None:
-    num_bytes = int(rate_mbps * 1e6 / 8 * 0.5)
+@pytest.mark.parametrize("senders", [[0], [1, 2]])
+def test_a_link_has_its_rate_both_ways(rate_mbps: float, senders: list[int]) -> None:
+    """From one node the sender's side limits it; two could send twice as much as the receiver's lets by."""
+    receiver = 2 if senders == [0] else 0
+    num_bytes = max(300_000, int(rate_mbps * 1e6 / 8 * 0.4)) // len(senders)  # many times the bucket
+    measured = []
     with Testbed(3, rate_mbps=rate_mbps) as bed:
-        one = _transfer(bed, 1, [0], num_bytes)
-        two = _transfer(
-            bed, 0, [1, 2], num_bytes // 2
-        )  # each could send at the full rate: the receiver cannot
-    # Timed from the first byte that a reader saw, the whole transfer has no ramp to leave out but the bucket.
-    assert _mbps(one, one[0][0], one[-1][0]) == pytest.approx(rate_mbps, rel=0.1)
-    assert _mbps(two, two[0][0], two[-1][0]) == pytest.approx(rate_mbps, rel=0.1)
+        for _ in range(4):  # where other work holds the CPUs up, less may pass, but never more
+            log = _transfer(bed, receiver, senders, num_bytes)
+            measured.append(_mbps(log, log[0][0], log[-1][0]))
+            if measured[-1] > 0.9 * rate_mbps:
+                break
+    assert max(measured) == pytest.approx(rate_mbps, rel=0.1)
 
 
 @pytest.mark.shaped
@@ -87,16 +91,34 @@ def test_set_rate_changes_every_link() -> None:
 
 @pytest.mark.shaped
 @pytest.mark.usefixtures("links")
+def test_a_delay_leaves_the_rate_as_it_is() -> None:
+    with Testbed(3, rate_mbps=50.0, delay_s=0.02) as bed:
+        knock = bed.command(1, [*TRANSFER, "knock", bed.address(0), "9"])
+        seconds = json.loads(subprocess.run(knock, capture_output=True, check=True).stdout)
+        log = _transfer(bed, 2, [0], 6_000_000)
+    assert 0.04 <= min(seconds) < 0.05
+    assert 0.04 <= float(np.median(seconds)) < 0.08, "the switch is held up where the machine is busy"
+    begin_s, end_s = log[0][0], log[-1][0]
+    rates = [_mbps(log, start_s, start_s + 0.3) for start_s in np.arange(begin_s, end_s - 0.3, 0.05)]
+    assert max(rates) == pytest.approx(50.0, rel=0.1), "once TCP's slow start is over"
+    for wrong in (-0.1, 2.0):
+        with pytest.raises(ValueError, match=f"expected a delay of 0 to 1 s, got {wrong}"):
+            Testbed(2, rate_mbps=1.0, delay_s=wrong)
+
+
+@pytest.mark.shaped
+@pytest.mark.usefixtures("links")
 def test_replay_changes_the_rate_while_packets_are_under_way() -> None:
     steps = Trace(times_s=np.array([0.0, 1.0, 1.2, 1.7]), mbps=np.array([40.0, 0.0, 8.0, 8.0]))
     with Testbed(2, rate_mbps=1000.0) as bed, Replay(bed, steps, floor_mbps=1.0) as replay:
         log = _transfer(bed, 1, [0], 9_000_000)
     assert [change.mbps for change in replay.changes][:4] == [40.0, 1.0, 8.0, 40.0], "over and over"
-    due = [0.0, 1.0, 1.2, 2.2]
-    assert [change.time_s for change in replay.changes][:4] == pytest.approx(due, abs=0.15)
+    times_s = [change.time_s for change in replay.changes][:4]
+    assert all(due <= time_s < due + 0.5 for due, time_s in zip([0.0, 1.0, 1.2, 2.2], times_s, strict=True))
     assert _mbps(log, log[0][0], replay.started + 0.95) == pytest.approx(40.0, rel=0.1)
     # What the steps before had queued at the bridge is through by then.
-    assert _mbps(log, replay.started + 1.6, replay.started + 2.15) == pytest.approx(8.0, rel=0.1)
+    start_s, end_s = times_s[2] + 0.4, 2.15
+    assert _mbps(log, replay.started + start_s, replay.started + end_s) == pytest.approx(8.0, rel=0.1)
 
 
 def test_steps_are_a_trace() -> None:
@@ -117,7 +139,7 @@ def test_steps_are_a_trace() -> None:
 
 def _environment_of(bed: Testbed | Loopback, lines: list[str]) -> None:
     for rank in range(2):
-        expected = f"[{rank}] {rank} 2 0 1 {bed.address(0)} 29500 {bed.device} 1"
+        expected = f"[{rank}] {rank} 2 0 1 {bed.address(0)} {bed.port} {bed.device} 1"
         assert expected in lines, lines
 
 
@@ -140,24 +162,31 @@ def test_the_first_failure_ends_all_ranks(capsys: pytest.CaptureFixture[str]) ->
     assert time.monotonic() - start < 10.0
     printed = capsys.readouterr()
     assert {f"[{rank}] begun" for rank in range(3)} == set(printed.out.splitlines())
-    assert "rank 1 failed with status 7" in printed.err
+    assert "rank 1 failed with 7" in printed.err
     with Ranks(Loopback(1), ["sh", "-c", "kill -SEGV $$"]) as ranks:
         assert ranks.wait() == 128 + signal.SIGSEGV
     with Ranks(Loopback(1), ["sleep", "60"]) as ranks, pytest.raises(TimeoutError, match="not done after"):
         ranks.wait(timeout_s=0.1)
 
 
-def _namespaces() -> set[str]:
-    """The network namespaces that any process of this machine is in."""
+def _namespaces(pids: Iterable[int]) -> set[str]:
+    """The network namespaces that processes are in."""
     found = set()
-    for process in Path("/proc").glob("[0-9]*"):
+    for pid in pids:
         with contextlib.suppress(OSError):  # it ended just now
-            found.add(os.readlink(process / "ns" / "net"))
+            found.add(os.readlink(f"/proc/{pid}/ns/net"))
     return found
 
 
+def _all_processes() -> list[int]:
+    return [int(process.name) for process in Path("/proc").glob("[0-9]*")]
+
+
 def _descendants(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
     return [pid, *(found for child in children for found in _descendants(int(child)))]
 
 
@@ -195,7 +224,7 @@ def run(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_after_a_signal(run: subprocess.Popen[str], number: signal.Signals) -> None:
     family = _descendants(run.pid)
-    own = {os.readlink(f"/proc/{pid}/ns/net") for pid in family} - {os.readlink("/proc/self/ns/net")}
+    own = _namespaces(family) - _namespaces([os.getpid()])
     assert len(own) == 3, "two ranks and the bridge"
     run.send_signal(number)
     if (
@@ -208,7 +237,7 @@ def test_nothing_is_left_after_a_signal(run: subprocess.Popen[str], number: sign
                 os.kill(pid, signal.SIGKILL)
     else:
         assert run.wait(timeout=15) == 128 + number
-    _until(lambda: not own & _namespaces(), f"namespaces of {own} are still in use")
+    _until(lambda: not own & _namespaces(_all_processes()), f"namespaces of {own} are still in use")
     _until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), "processes are left")
 
 
@@ -237,11 +266,12 @@ def test_nothing_is_left_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.usefixtures("links")
 def test_command_line(tmp_path: Path) -> None:
     log = tmp_path / "rates.json"
-    command = [*TESTBED, "--ranks", "2", "--rate", "30mbit", "--json", str(log), "--", *SHOW]
+    command = [*TESTBED, "--ranks", "2", "--trace", "steps:30,5@9s", "--json", str(log), "--", *SHOW]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     with Testbed(1, rate_mbps=1.0) as bed:
         _environment_of(bed, done.stdout.splitlines())
-    assert json.loads(log.read_text()) == {"ranks": 2, "changes": [{"time_s": 0.0, "mbps": 30.0}]}
+    written = json.loads(log.read_text())
+    assert (written["ranks"], written["changes"]) == (2, [{"time_s": 0.0, "mbps": 30.0}])
     failing = [*TESTBED, "--", "sh", "-c", "exit $((5 * RANK))"]
     assert subprocess.run(failing, cwd=ROOT, capture_output=True, timeout=60, check=False).returncode == 5
 
@@ -254,6 +284,7 @@ def test_command_line(tmp_path: Path) -> None:
         (["--steps", "10mbit", "--", "true"], "expected 100mbit@10s"),
         (["--steps", "1mbit@1s", "--trace", "x", "--", "true"], "expected --steps or --trace, got both"),
         (["--trace", "no/such/file", "--", "true"], "cannot be read"),
+        (["--trace", "no_such:20", "--", "true"], "unknown generator"),
     ],
 )
 def test_command_line_says_what_it_expects(words: list[str], message: str) -> None:

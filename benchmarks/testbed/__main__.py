@@ -15,12 +15,11 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from benchmarks.testbed.namespaces import Testbed, why_unavailable
-from benchmarks.testbed.ranks import Ranks
+from benchmarks.testbed.ranks import Ranks, end_on_sigterm
 from benchmarks.testbed.replay import Replay, parse_steps
-from dance.bandwidth import Trace, parse_link, read_trace
+from dance.bandwidth import Link, Trace, parse_link, parse_trace, read_trace
 
 COMMAND = "python -m benchmarks.testbed"
 
@@ -33,10 +32,13 @@ class Config:
     """How many ranks, each in a namespace of its own."""
     rate: str = "100mbit"
     """Rate of every link, both directions, all headers included: 100mbit, 1gbit, 500kbit."""
+    delay: str = "0ms"
+    """What every frame takes from node to node beyond that, one way: 20ms."""
     steps: str | None = None
     """Rates and how long each lasts, over and over: 100mbit@10s,10mbit@10s."""
-    trace: Path | None = None
-    """A file of the rate over time, replayed over and over; see dance.bandwidth.read_trace."""
+    trace: str | None = None
+    """A file of the rate over time (dance.bandwidth.read_trace), or a synthetic one such as
+    cellular:20,seed=1 (dance.bandwidth.parse_trace), over and over."""
     floor: str = "100kbit"
     """Rates of a trace below this are raised to it: TCP would be minutes in noticing the end of an outage."""
     json: Path | None = None
@@ -52,11 +54,11 @@ def main() -> int:
         raise SystemExit("testbed: expected a command after --, as in: --rate 100mbit -- python train.py")
     try:
         trace = _trace(config)
-        rate_mbps = parse_link(config.rate).rate_mbps
+        link = parse_link(f"{config.rate},{config.delay}")
         reason = why_unavailable()
         if reason is not None:
             raise SystemExit(f"testbed: no shaped links here: {reason}")
-        return _run(config, rate_mbps, trace, command)
+        return _run(config, link, trace, command)
     except ValueError as error:
         raise SystemExit(f"testbed: {error}") from None
 
@@ -70,15 +72,16 @@ def _trace(config: Config) -> Trace | None:
     if config.steps is not None and config.trace is not None:
         raise ValueError("expected --steps or --trace, got both; leave one out")
     if config.trace is not None:
-        return read_trace(config.trace)
+        is_file = Path(config.trace).exists() or ":" not in config.trace
+        return read_trace(config.trace) if is_file else parse_trace(config.trace)
     return None if config.steps is None else parse_steps(config.steps)
 
 
-def _run(config: Config, rate_mbps: float, trace: Trace | None, command: list[str]) -> int:
-    signal.signal(signal.SIGTERM, _end)
+def _run(config: Config, link: Link, trace: Trace | None, command: list[str]) -> int:
+    end_on_sigterm()
     try:
         with contextlib.ExitStack() as stack:
-            bed = stack.enter_context(Testbed(config.ranks, rate_mbps=rate_mbps))
+            bed = stack.enter_context(Testbed(config.ranks, rate_mbps=link.rate_mbps, delay_s=link.delay_s))
             replay = None
             if trace is not None:
                 floor_mbps = parse_link(config.floor).rate_mbps
@@ -95,10 +98,6 @@ def _run(config: Config, rate_mbps: float, trace: Trace | None, command: list[st
 def _entry(config: Config, bed: Testbed, replay: Replay | None) -> dict[str, object]:
     changes = {"changes": [{"time_s": 0.0, "mbps": bed.rate_mbps}]} if replay is None else replay.entry()
     return {"ranks": config.ranks, **changes}
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ _BUCKET_S = 0.002
 _LEAST_BUCKET_BYTES = 6144  # four packets
 _QUEUE_S = 0.2
 _LEAST_QUEUE_BYTES = 262_144
+_MOST_NODES = 200
 _TOOLS = {"ip": "iproute2", "tc": "iproute2", "nsenter": "util-linux", "unshare": "util-linux"}
 
 
@@ -58,21 +60,25 @@ def why_unavailable() -> str | None:
 
 class Testbed:
     """``num_nodes`` namespaces with addresses 10.77.0.1, 10.77.0.2, ..., each behind a link of ``rate_mbps``
-    (10^6 bits a second, all headers included) in both directions.
+    (10^6 bits a second, all headers included) in both directions; every frame takes ``delay_s`` more.
 
     To be used as a context. RuntimeError where the machine refuses.
     """
 
     __test__ = False  # not a test, whatever its name says to pytest
+    device = DEVICE
+    port = 29500
 
-    def __init__(self, num_nodes: int, *, rate_mbps: float) -> None:
-        if num_nodes < 1:
-            raise ValueError(f"testbed: expected at least 1 node, got {num_nodes}")
+    def __init__(self, num_nodes: int, *, rate_mbps: float, delay_s: float = 0.0) -> None:
+        if not 1 <= num_nodes <= _MOST_NODES:
+            raise ValueError(f"testbed: expected 1 to {_MOST_NODES} nodes, got {num_nodes}")
+        if not 0.0 <= delay_s <= 1.0:
+            raise ValueError(f"testbed: expected a delay of 0 to 1 s, got {delay_s}")
         self.num_nodes = num_nodes
         self.rate_mbps = _checked(rate_mbps)
+        self.delay_s = delay_s
         self._holders: list[subprocess.Popen[bytes]] = []  # of each node, and of the bridge last
-
-    device = DEVICE
+        self._switch: subprocess.Popen[bytes] | None = None
 
     def address(self, node: int) -> str:
         return f"10.77.0.{node + 1}"
@@ -109,6 +115,8 @@ class Testbed:
             for node, holder in enumerate(self._holders[:-1]):
                 self._join(node, holder, bridge)
             self._shape("add")
+            if self.delay_s:
+                self._switch = self._start_switch(bridge)
         except BaseException:
             self._remove()
             raise
@@ -123,7 +131,8 @@ class Testbed:
         port = f"port{node}"
         peer = ["type", "veth", "peer", "name", DEVICE, "netns", str(holder.pid)]
         _run(self._inside(bridge, ["ip", "link", "add", port, *peer]))
-        _run(self._inside(bridge, ["ip", "link", "set", port, "master", "bridge", "up"]))
+        master = [] if self.delay_s else ["master", "bridge"]
+        _run(self._inside(bridge, ["ip", "link", "set", port, *master, "addrgenmode", "none", "up"]))
         address, route = (
             f"{self.address(node)}/24",
             ["10.77.0.0/24", "dev", DEVICE, "src", self.address(node)],
@@ -131,7 +140,8 @@ class Testbed:
         for command in (
             ["link", "set", "lo", "up"],
             ["address", "add", address, "dev", DEVICE, "noprefixroute"],
-            ["link", "set", DEVICE, "addrgenmode", "none", "up"],  # no IPv6, and none of its chatter
+            # The hardware address is how a switch knows a node. No IPv6, and none of its chatter.
+            ["link", "set", DEVICE, "address", f"02:00:00:00:00:{node:02x}", "addrgenmode", "none", "up"],
             ["route", "add", *route, *_congestion_control()],
         ):
             _run(self._inside(holder, ["ip", *command]))
@@ -148,11 +158,29 @@ class Testbed:
         lines = [f"qdisc {verb} dev port{node} {tbf}" for node in range(self.num_nodes)]
         _run(self._inside(bridge, ["tc", "-batch", "-"]), "\n".join(lines) + "\n")
 
+    def _start_switch(self, bridge: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+        ports = [f"port{node}" for node in range(self.num_nodes)]
+        # Ahead of the ranks, as the kernel's bridge is.
+        switch = [
+            "nice",
+            "-n",
+            "-15",
+            sys.executable,
+            "-m",
+            "benchmarks.testbed.switch",
+            str(self.delay_s),
+            *ports,
+        ]
+        return _started(self._inside(bridge, switch), Path(__file__).parents[2])
+
     def _inside(self, holder: subprocess.Popen[bytes], command: Sequence[str]) -> list[str]:
         return ["nsenter", f"--net=/proc/{holder.pid}/ns/net", *command]
 
     def _remove(self) -> None:
         holders, self._holders = self._holders, []
+        if self._switch is not None:
+            holders.append(self._switch)
+            self._switch = None
         for holder in holders:
             assert holder.stdin is not None
             holder.stdin.close()
@@ -167,25 +195,28 @@ def _checked(rate_mbps: float) -> float:
 
 
 def _hold_namespace() -> subprocess.Popen[bytes]:
-    """Returns a process with a network namespace of its own, that ends when its standard input closes.
+    """Returns a process with a network namespace of its own, that ends when its standard input closes."""
+    return _started(["unshare", "--net", "sh", "-c", "echo held; exec cat"])
+
+
+def _started(command: Sequence[str], folder: Path | None = None) -> subprocess.Popen[bytes]:
+    """Returns a process that has printed its first line.
 
     In a session of its own, so that the Ctrl-C of a terminal leaves the order of things to us.
     """
-    holder = subprocess.Popen(
-        ["unshare", "--net", "sh", "-c", "echo held; exec cat"],
+    process = subprocess.Popen(
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        cwd=folder,
     )
-    assert holder.stdout is not None
-    assert holder.stderr is not None
-    if not holder.stdout.readline():
-        reason = holder.communicate()[1].decode().strip()
-        raise RuntimeError(
-            f"this machine gives no network namespace ({reason}); it needs the capability SYS_ADMIN"
-        )
-    return holder
+    assert process.stdout is not None
+    if not process.stdout.readline():
+        reason = process.communicate()[1].decode().strip()
+        raise RuntimeError(f"{command[0]}: {reason}; network namespaces need the capability SYS_ADMIN")
+    return process
 
 
 def _congestion_control() -> list[str]:

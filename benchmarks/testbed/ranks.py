@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Protocol, TextIO
 
 _POLL_S = 0.02
@@ -23,6 +25,7 @@ class Bed(Protocol):
 
     num_nodes: int
     device: str
+    port: int  # free at node 0
 
     def address(self, node: int) -> str: ...
 
@@ -36,6 +39,8 @@ class Loopback:
 
     def __init__(self, num_nodes: int) -> None:
         self.num_nodes = num_nodes
+        with socket.create_server((self.address(0), 0)) as free:
+            self.port = int(free.getsockname()[1])
 
     def address(self, node: int) -> str:
         return "127.0.0.1"
@@ -57,13 +62,13 @@ class Ranks:
         command: Sequence[str],
         *,
         environment: Mapping[str, str] | None = None,
-        port: int = 29500,
         output: TextIO | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self._bed = bed
         self._command = command
         self._environment = {**os.environ, **(environment or {})}
-        self._port = port
+        self._pass_fds = tuple(pass_fds)
         self._output = sys.stdout if output is None else output
         self._lock = threading.Lock()
         self._processes: list[subprocess.Popen[str]] = []
@@ -72,25 +77,26 @@ class Ranks:
     def wait(self, timeout_s: float | None = None) -> int:
         """Returns 0 once all ranks have ended well, or else the exit status of the first that failed, as a
         shell has it; TimeoutError after ``timeout_s``."""
-        ends_at = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            codes = [process.poll() for process in self._processes]
-            for rank, code in enumerate(codes):
-                if code:
-                    how = (
-                        f"was ended by {signal.Signals(-code).name}"
-                        if code < 0
-                        else f"failed with status {code}"
-                    )
-                    self._end()
-                    print(f"rank {rank} {how}; all ranks were ended", file=sys.stderr)
-                    return 128 - code if code < 0 else code
-            if all(code == 0 for code in codes):
-                self._end()
-                return 0
-            if ends_at is not None and time.monotonic() > ends_at:
+        ends_at = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while (status := self.poll()) is None:
+            if time.monotonic() > ends_at:
                 raise TimeoutError(f"{' '.join(self._command)}: not done after {timeout_s} s")
             time.sleep(_POLL_S)
+        return status
+
+    def poll(self) -> int | None:
+        """Returns what `wait` would, or None while ranks run and none has failed."""
+        codes = [process.poll() for process in self._processes]
+        for rank, code in enumerate(codes):
+            if code:
+                self._end()
+                how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with {code}"
+                print(f"rank {rank} {how}; all ranks were ended", file=sys.stderr)
+                return 128 - code if code < 0 else code
+        if any(code is None for code in codes):
+            return None
+        self._end()
+        return 0
 
     def __enter__(self) -> Ranks:
         try:
@@ -115,7 +121,7 @@ class Ranks:
             "LOCAL_RANK": "0",
             "LOCAL_WORLD_SIZE": "1",
             "MASTER_ADDR": self._bed.address(0),
-            "MASTER_PORT": str(self._port),
+            "MASTER_PORT": str(self._bed.port),
             "GLOO_SOCKET_IFNAME": self._bed.device,
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
@@ -128,6 +134,7 @@ class Ranks:
             text=True,
             errors="replace",
             env={**self._environment, **ours},
+            pass_fds=self._pass_fds,
             start_new_session=True,  # a group to end with all that it starts, which Ctrl-C does not reach
         )
         self._processes.append(process)
@@ -156,6 +163,15 @@ class Ranks:
             reader.join(timeout=_GRACE_S)
         self._processes.clear()
         self._readers.clear()
+
+
+def end_on_sigterm() -> None:
+    """Lets SIGTERM leave all contexts as an error does, so that links and ranks go."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def _dies_with_us(command: Sequence[str]) -> list[str]:

@@ -1,7 +1,6 @@
 // Binds codecs, encode, decode, reduce and mix; arrays cross as addresses that dance/arrays.py took from live objects.
 #include <pybind11/stl.h>
 
-#include "base/error.h"
 #include "base/host_device.h"
 #include "bindings/bindings.h"
 #include "codec_api.h"
@@ -14,6 +13,13 @@ namespace {
 template <class T>
 T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
+}
+
+Operation operation_of(int number) {
+  if (number < 0 || number >= kNumOperations) {
+    throw ArgumentError("operation " + std::to_string(number) + " is unknown; choose 0 to 2");
+  }
+  return static_cast<Operation>(number);
 }
 
 py::list codec_list() {
@@ -48,12 +54,12 @@ py::tuple encode_array(const CodecSpec& codec, int operation, uintptr_t x, uint8
                        uint8_t state_dtype, uint64_t numel, uint64_t seed, uintptr_t payload, uint64_t payload_nbytes,
                        int device, uintptr_t stream, uintptr_t flags, uintptr_t scratch) {
   EncodeRequest request;
-  request.operation = static_cast<Operation>(operation);
+  request.operation = operation_of(operation);
   request.codec = codec;
   request.x = at<const void>(x);
-  request.dtype = static_cast<Dtype>(dtype);
+  request.dtype = dtype_of(dtype);
   request.state = at<void>(state);
-  request.state_dtype = static_cast<Dtype>(state_dtype);
+  request.state_dtype = dtype_of(state_dtype);
   request.numel = numel;
   request.seed = seed;
   request.payload = at<uint8_t>(payload);
@@ -75,12 +81,12 @@ void decode_array(const CodecSpec& codec, uint8_t dtype, uint64_t seed, uintptr_
                   uintptr_t stream, uintptr_t scratch) {
   DecodeRequest request;
   request.codec = codec;
-  request.dtype = static_cast<Dtype>(dtype);
+  request.dtype = dtype_of(dtype);
   request.seed = seed;
   request.payload = at<const uint8_t>(payload);
   request.payload_size = payload_nbytes;
   request.out = at<void>(out);
-  request.out_dtype = static_cast<Dtype>(out_dtype);
+  request.out_dtype = dtype_of(out_dtype);
   request.numel = numel;
   request.add = add;
   request.weight = weight;
@@ -106,7 +112,7 @@ struct Reduction {
            uint64_t numel) {
     DecodeRequest packet;
     packet.codec = codec;
-    packet.dtype = static_cast<Dtype>(dtype);
+    packet.dtype = dtype_of(dtype);
     packet.seed = seed;
     packet.payload = at<const uint8_t>(payload);
     packet.payload_size = payload_nbytes;
@@ -117,16 +123,16 @@ struct Reduction {
 
   void store(uintptr_t out, uint8_t out_dtype) {
     request.out = at<void>(out);
-    request.out_dtype = static_cast<Dtype>(out_dtype);
+    request.out_dtype = dtype_of(out_dtype);
   }
 
   void encode(const CodecSpec& codec, uint8_t dtype, uintptr_t residual, uint8_t residual_dtype, uint64_t seed,
               uintptr_t payload, uint64_t payload_nbytes, uintptr_t flags) {
     again.operation = residual == 0 ? Operation::encode : Operation::feedback;
     again.codec = codec;
-    again.dtype = static_cast<Dtype>(dtype);
+    again.dtype = dtype_of(dtype);
     again.state = at<void>(residual);
-    again.state_dtype = static_cast<Dtype>(residual_dtype);
+    again.state_dtype = dtype_of(residual_dtype);
     again.numel = request.numel;
     again.seed = seed;
     again.payload = at<uint8_t>(payload);
@@ -210,13 +216,13 @@ void bind_codec(py::module_& module) {
   module.def(
       "payload_nbytes",
       [](const CodecSpec& codec, uint8_t dtype, uint64_t numel) {
-        return payload_nbytes(codec, static_cast<Dtype>(dtype), numel);
+        return payload_nbytes(codec, dtype_of(dtype), numel);
       },
       py::arg("codec"), py::arg("dtype"), py::arg("numel"));
   module.def(
       "payload_bound",
       [](const CodecSpec& codec, uint8_t dtype, uint64_t numel) {
-        return payload_bound(codec, static_cast<Dtype>(dtype), numel);
+        return payload_bound(codec, dtype_of(dtype), numel);
       },
       py::arg("codec"), py::arg("dtype"), py::arg("numel"));
   module.def("num_values", num_values, py::arg("codec"), py::arg("numel"));
@@ -231,8 +237,7 @@ void bind_codec(py::module_& module) {
       [](const CodecSpec& codec, uint8_t dtype, uint64_t seed, uintptr_t payload, uint64_t payload_nbytes,
          uint64_t numel, uintptr_t out) {
         py::gil_scoped_release release;
-        indices(codec, static_cast<Dtype>(dtype), seed, at<const uint8_t>(payload), payload_nbytes, numel,
-                at<int64_t>(out));
+        indices(codec, dtype_of(dtype), seed, at<const uint8_t>(payload), payload_nbytes, numel, at<int64_t>(out));
       },
       py::arg("codec"), py::arg("dtype"), py::arg("seed"), py::arg("payload"), py::arg("payload_nbytes"),
       py::arg("numel"), py::arg("out"));
@@ -241,15 +246,15 @@ void bind_codec(py::module_& module) {
       [](uintptr_t x, uintptr_t neighbour_sum, uintptr_t reference, uint8_t dtype, float step_size, uint64_t numel,
          int device, uintptr_t stream) {
         py::gil_scoped_release release;
-        mix(at<void>(x), at<const void>(neighbour_sum), at<const void>(reference), static_cast<Dtype>(dtype), step_size,
-            numel, {device, stream});
+        mix(at<void>(x), at<const void>(neighbour_sum), at<const void>(reference), dtype_of(dtype), step_size, numel,
+            {device, stream});
       },
       py::arg("x"), py::arg("neighbour_sum"), py::arg("reference"), py::arg("dtype"), py::arg("step_size"),
       py::arg("numel"), py::arg("device"), py::arg("stream"));
   module.def(
       "cuda_scratch_nbytes",
       [](const CodecSpec& codec, uint8_t dtype, uint64_t numel) {
-        return cuda_scratch_nbytes(codec, static_cast<Dtype>(dtype), numel);
+        return cuda_scratch_nbytes(codec, dtype_of(dtype), numel);
       },
       py::arg("codec"), py::arg("dtype"), py::arg("numel"));
 }

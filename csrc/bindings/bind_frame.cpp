@@ -19,7 +19,7 @@ struct Bytes {
 
 py::bytes header_write(const CodecSpec& codec, uint8_t dtype, uint64_t numel, uint64_t seed, uint32_t round,
                        uint32_t sender, uintptr_t payload, uint64_t size) {
-  frame::Header header{codec, static_cast<Dtype>(dtype), numel, size, seed, round, sender, 0};
+  frame::Header header{codec, dtype_of(dtype), numel, size, seed, round, sender, 0};
   uint8_t out[frame::kHeaderSize];
   {
     py::gil_scoped_release release;

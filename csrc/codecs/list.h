@@ -45,4 +45,34 @@ constexpr bool with_mode(CodecList<Codecs...>, uint8_t id, uint8_t mode, F&& f) 
   return ((Codecs::id == id && Codecs::mode == mode ? (f(Codecs{}), true) : false) || ...);
 }
 
+template <class... Codecs>
+constexpr bool has_codec(CodecList<Codecs...>, uint8_t id) {
+  return ((Codecs::id == id) || ...);
+}
+
+constexpr bool is_sparse(uint8_t id) { return has_codec(SparseCodecs{}, id); }
+constexpr bool is_codec(uint8_t id) { return is_sparse(id) || has_codec(DenseCodecs{}, id); }
+
+// Whether the size of a packet follows from numel and the parameters alone.
+constexpr bool is_fixed_size(uint8_t id) {
+  bool fixed = true;
+  with_codec(SparseCodecs{}, id, [&](auto codec) { fixed = decltype(codec)::kFixedSize; });
+  return fixed;
+}
+
+// Whether a sparse codec's indices follow from the seed.
+constexpr bool is_seeded(uint8_t id) {
+  bool seeded = false;
+  with_codec(SparseCodecs{}, id, [&](auto codec) { seeded = decltype(codec)::kSeeded; });
+  return seeded;
+}
+
+// nullptr of a codec that is_codec does not know.
+constexpr const char* name_of(uint8_t id) {
+  const char* name = nullptr;
+  const auto take = [&](auto codec) { name = decltype(codec)::name; };
+  with_codec(DenseCodecs{}, id, take) || with_codec(SparseCodecs{}, id, take);
+  return name;
+}
+
 }  // namespace dance

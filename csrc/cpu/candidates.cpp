@@ -9,6 +9,7 @@
 #include <memory>
 #include <vector>
 
+#include "cpu/buffer.h"
 #include "cpu/dispatch.h"
 #include "cpu/one_element.h"
 #include "cpu/parallel.h"
@@ -21,10 +22,12 @@ struct Part {
   Buffer<uint32_t> indices;
   Buffer<float> values, scratch;
   Buffer<uint32_t> nonfinite;
-  uint64_t found, settled, num_nonfinite;
+  Buffer<float> aside;
+  uint64_t first, last;  // the elements it is of
+  uint64_t room;         // for candidates
+  uint64_t found, settled, num_nonfinite, num_aside;
   uint32_t lowest, sent;
   int64_t first_nonfinite;
-  bool is_short_of_memory;
 };
 
 struct Parts {
@@ -59,28 +62,51 @@ struct Cuts {
   uint64_t after(uint64_t i) const { return (i + shift) / kSelectChunk * kSelectChunk + kSelectChunk - shift; }
 };
 
+// Cuts the array, and makes room for whatever the passes may find: from here on no memory is asked for, as they write
+// the state. `write`: the first pass does, so elements that are not finite may have to be set aside.
+void make_room(const SelectJob& job, uint64_t most, bool write) {
+  Parts& parts = parts_of_thread();
+  const uint64_t numel = job.numel;
+  parts.used = num_shares(numel);
+  while (parts.all.size() < parts.used) parts.all.push_back(std::make_unique<Part>());
+  for (uint64_t p = 0; p < parts.used; ++p) {
+    // Whole chunks, and no 64-bit overflow: numel < 2^32.
+    const auto cut = [&](uint64_t at) {
+      return at == parts.used ? numel : numel * at / parts.used / kSelectChunk * kSelectChunk;
+    };
+    Part& part = *parts.all[p];
+    part.first = cut(p);
+    part.last = cut(p + 1);
+    part.room = std::min(part.last - part.first, 2 * most + 2 * kSelectChunk) + kSelectChunk + kSelectSlack;
+    const uint64_t gathered = p == 0 ? std::min(numel, parts.used * most) + kSelectSlack : 0;
+    const uint64_t room = std::max(part.room, gathered);
+    part.indices.at_least(room);
+    part.values.at_least(room);
+    part.scratch.at_least(room);
+    if (!write) continue;
+    part.nonfinite.at_least(part.last - part.first);
+    part.aside.at_least(part.last - part.first);
+  }
+}
+
 // Notes which of the new candidates are not finite, and drops these unless zeros are candidates, too.
-bool settle(const SelectKernels& table, const Request& request, Part& part) {
+void settle(const SelectKernels& table, const Request& request, Part& part) {
   uint32_t* indices = part.indices.data() + part.settled;
   float* values = part.values.data() + part.settled;
   const uint64_t n = part.found - part.settled;
   part.settled = part.found;
   uint32_t largest = 0;
   for (uint64_t i = 0; i < n; ++i) largest = std::max(largest, magnitude(values[i]));
-  if (largest < kInfinityBits) return true;
+  if (largest < kInfinityBits) return;
   for (uint64_t i = 0; i < n; ++i) {
     if (is_finite(values[i])) continue;
     if (part.first_nonfinite < 0) part.first_nonfinite = indices[i];
     if (!request.write) break;
-    if (part.num_nonfinite == part.nonfinite.capacity() && !part.nonfinite.try_grow(2 * part.num_nonfinite + 64)) {
-      return false;
-    }
     part.nonfinite.data()[part.num_nonfinite++] = indices[i];
   }
   if (part.lowest > 0) {
     part.settled = part.found = part.found - n + table.keep(indices, values, n, part.lowest - 1, 0);
   }
-  return true;
 }
 
 // Gives states that were set to 0 the v that they are left with if the element is not sent.
@@ -95,64 +121,47 @@ void undo_sent(const SelectJob& job, Part& part) {
 }
 
 // Keeps the `most` largest. What follows has higher indices, so it must be larger than the smallest of them.
-bool prune(const SelectKernels& table, const SelectJob& job, uint64_t most, Part& part) {
+void prune(const SelectKernels& table, const SelectJob& job, uint64_t most, Part& part) {
   undo_sent(job, part);
-  if (!part.scratch.try_grow(part.found)) return false;
   uint64_t ties;
   const uint32_t key = table.nth_key(part.values.data(), part.found, most, 0, part.lowest, part.scratch.data(), &ties);
   part.found = table.keep(part.indices.data(), part.values.data(), part.found, key, ties);
   part.settled = part.found;
   part.lowest = key + 1;
-  return true;
 }
 
-bool collect_part(const SelectKernels& table, const Request& request, uint64_t first, uint64_t last, Part& part) {
+void collect_part(const SelectKernels& table, const Request& request, Part& part) {
   part.found = part.settled = part.num_nonfinite = 0;
   part.lowest = request.bounds.lowest;
   part.sent = request.bounds.sent;
   part.first_nonfinite = -1;
   const auto collect = table.collect[static_cast<int>(request.operation)];
   const Cuts cuts(request.operation, request.job);
-  for (uint64_t i = first, end; i < last; i = end) {
-    end = std::min(cuts.after(i), last);
-    uint64_t needed = part.found + kSelectChunk + kSelectSlack;
-    if (needed > part.values.capacity()) {
-      if (!settle(table, request, part)) return false;
-      if (part.found / 2 > request.most && !prune(table, request.job, request.most, part)) return false;
-      needed = part.found + kSelectChunk + kSelectSlack;
-      if (needed > part.values.capacity()) {
-        const uint64_t capacity = std::max(needed, std::min(2 * needed, 2 * request.most + 2 * kSelectChunk));
-        if (!part.indices.try_grow(capacity) || !part.values.try_grow(capacity)) return false;
-      }
+  for (uint64_t i = part.first, end; i < part.last; i = end) {
+    end = std::min(cuts.after(i), part.last);
+    // Only where the room is not for all: then what has not been pruned is more than twice the most.
+    if (part.found + (end - i) + kSelectSlack > part.room) {
+      settle(table, request, part);
+      if (part.found > request.most) prune(table, request.job, request.most, part);
     }
     part.found += collect(request.job, i, end, part.lowest, request.write, part.sent, part.indices.data() + part.found,
                           part.values.data() + part.found);
   }
-  return settle(table, request, part);
+  settle(table, request, part);
+  // So that `gather` has room; one part alone keeps all it has.
+  if (part.last - part.first < request.job.numel && part.found > request.most)
+    prune(table, request.job, request.most, part);
 }
 
-// Fills the parts of this thread; returns the number of candidates in all.
+// Fills the parts of this thread; returns the number of candidates in all. make_room was called, for as many or more.
 uint64_t collect_all(const Request& request) {
   const SelectKernels& table = select_kernels();
   Parts& parts = parts_of_thread();
-  const uint64_t numel = request.job.numel;
-  parts.used = std::clamp<uint64_t>(numel / kGrain, 1, get_num_threads());
-  while (parts.all.size() < parts.used) parts.all.push_back(std::make_unique<Part>());
-  parallel_for(parts.used, 1, [&](uint32_t, uint64_t first_part, uint64_t last_part) {
-    for (uint64_t p = first_part; p < last_part; ++p) {
-      // Whole chunks, and no 64-bit overflow: numel < 2^32, used <= kMaxThreads.
-      const auto cut = [&](uint64_t at) {
-        return at == parts.used ? numel : numel * at / parts.used / kSelectChunk * kSelectChunk;
-      };
-      Part& part = *parts.all[p];
-      part.is_short_of_memory = !collect_part(table, request, cut(p), cut(p + 1), part);
-    }
+  parallel_for(parts.used, kPartsPerGrain, [&](uint32_t, uint64_t first, uint64_t last) {
+    for (uint64_t p = first; p < last; ++p) collect_part(table, request, *parts.all[p]);
   });
   uint64_t total = 0;
-  for (uint64_t p = 0; p < parts.used; ++p) {
-    if (parts.all[p]->is_short_of_memory) throw std::bad_alloc();
-    total += parts.all[p]->found;
-  }
+  for (uint64_t p = 0; p < parts.used; ++p) total += parts.all[p]->found;
   return total;
 }
 
@@ -179,32 +188,32 @@ uint32_t finished() {
 // Collects the `count` largest and perhaps more, after a first pass has found too few and has replaced the state by v:
 // now the state is the input. What was not finite kept its state, which is set aside meanwhile.
 uint64_t collect_from_state(const SelectJob& job, uint64_t count) {
-  struct Aside {
-    float* state;
-    std::vector<std::pair<uint32_t, float>> kept;
-    ~Aside() {
-      for (const auto& [index, value] : kept) state[index] = value;
-    }
-  } aside{static_cast<float*>(job.state), {}};
-  const Parts& parts = parts_of_thread();
+  auto* state = static_cast<float*>(job.state);
+  Parts& parts = parts_of_thread();
   for (uint64_t p = 0; p < parts.used; ++p) {
-    const Part& part = *parts.all[p];
-    for (uint64_t i = 0; i < part.num_nonfinite; ++i) {
-      const uint32_t index = part.nonfinite.data()[i];
-      aside.kept.emplace_back(index, aside.state[index]);
-      aside.state[index] = std::numeric_limits<float>::quiet_NaN();
+    Part& part = *parts.all[p];
+    part.num_aside = part.num_nonfinite;
+    for (uint64_t i = 0; i < part.num_aside; ++i) {
+      float& kept = state[part.nonfinite.data()[i]];
+      part.aside.data()[i] = kept;
+      kept = std::numeric_limits<float>::quiet_NaN();
     }
   }
   const SelectJob again{job.state, nullptr, Dtype::float32, Dtype::float32, job.numel};
-  return collect_all({Operation::encode, again, {0, kInfinityBits}, count, false});
+  const uint64_t total = collect_all({Operation::encode, again, {0, kInfinityBits}, count, false});
+  for (uint64_t p = 0; p < parts.used; ++p) {
+    const Part& part = *parts.all[p];
+    for (uint64_t i = 0; i < part.num_aside; ++i) state[part.nonfinite.data()[i]] = part.aside.data()[i];
+  }
+  return total;
 }
 
 // The candidates of all parts, one after the other, in the buffers of the first.
 Selection gather(uint64_t total) {
   Parts& parts = parts_of_thread();
   Part& head = *parts.all[0];
-  uint32_t* indices = head.indices.at_least(total + kSelectSlack);
-  float* values = head.values.at_least(total + kSelectSlack);
+  uint32_t* indices = head.indices.data();
+  float* values = head.values.data();
   uint64_t n = head.found;
   for (uint64_t p = 1; p < parts.used; ++p) {
     const Part& part = *parts.all[p];
@@ -216,8 +225,9 @@ Selection gather(uint64_t total) {
 }
 
 uint32_t nth_key(const float* values, uint64_t n, uint64_t rank, uint64_t slack, uint32_t lowest, uint64_t* ties) {
-  if (parts_of_thread().all.empty()) parts_of_thread().all.push_back(std::make_unique<Part>());
-  float* scratch = parts_of_thread().all[0]->scratch.at_least(n);
+  Parts& parts = parts_of_thread();
+  if (parts.all.empty()) parts.all.push_back(std::make_unique<Part>());
+  float* scratch = parts.all[0]->scratch.at_least(n);
   return select_kernels().nth_key(values, n, rank, slack, lowest, scratch, ties);
 }
 
@@ -250,8 +260,8 @@ Bounds estimate_bounds(Operation operation, const SelectJob& job, uint64_t count
 
 int64_t pass_over(Operation operation, const SelectJob& job) {
   const auto collect = select_kernels().collect[static_cast<int>(operation)];
-  int64_t bad[kMaxThreads];
-  std::fill_n(bad, kMaxThreads, int64_t{-1});
+  int64_t bad[kMaxParts];
+  std::fill_n(bad, kMaxParts, int64_t{-1});
   const Cuts cuts(operation, job);
   parallel_for(job.numel, kGrain, [&](uint32_t part, uint64_t first, uint64_t last) {
     uint32_t indices[kSelectChunk + kSelectSlack];
@@ -273,6 +283,7 @@ Selection select_global(Operation operation, const SelectJob& job, Bounds bounds
   const bool write = operation == Operation::feedback && job.state_dtype == Dtype::float32;
   // Only candidates can be undone.
   bounds.sent = write ? std::max(bounds.sent, bounds.lowest) : kInfinityBits;
+  make_room(job, most, write);
   uint64_t total = collect_all({operation, job, bounds, most, write});
   const int64_t bad = first_nonfinite();
   if (total < least) {
@@ -300,6 +311,7 @@ void trim_candidates() {
     part->values.trim();
     part->scratch.trim();
     part->nonfinite.trim();
+    part->aside.trim();
   }
 }
 

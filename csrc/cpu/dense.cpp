@@ -100,7 +100,7 @@ int64_t encode_dense(const DenseLayout& layout, Operation operation, const void*
                       numel, 0,     layout.block, layout.bits, layout.levels, seed};
   const uint64_t num_blocks = divide_up(numel, layout.block);
   if (get_num_threads() == 1 || numel < 2 * kGrain) return encode(job, 0, num_blocks);
-  int64_t bad[kMaxThreads];
+  int64_t bad[kMaxParts];
   for (int64_t& index : bad) index = -1;
   parallel_for(num_blocks, grain_of(layout),
                [&](uint32_t part, uint64_t first, uint64_t last) { bad[part] = encode(job, first, last); });
@@ -133,7 +133,7 @@ void check_dense(const DenseLayout& layout, const char* name, const uint8_t* pay
   const auto valid = [&](uint64_t first, uint64_t last) {
     return layout.kernels->check(job, layout.levels, first, last);
   };
-  bool good[kMaxThreads];
+  bool good[kMaxParts];
   for (bool& part : good) part = true;
   parallel_for(num_blocks, grain_of(layout),
                [&](uint32_t part, uint64_t first, uint64_t last) { good[part] = valid(first, last); });

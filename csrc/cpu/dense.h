@@ -20,6 +20,12 @@ struct DenseLayout {
 // id, mode, block, levels are those of a dense codec, checked.
 DenseLayout dense_layout(uint8_t id, uint8_t mode, uint32_t block, uint32_t levels, Dtype dtype, uint64_t numel);
 
+// Of a dense codec's elements, or of the `count` values of a sparse codec.
+inline DenseLayout dense_layout(const CodecSpec& codec, Dtype dtype, uint64_t count) {
+  const uint8_t id = is_sparse(codec.id) ? codec.values : codec.id;
+  return dense_layout(id, codec.mode, codec.block, codec.levels, dtype, count);
+}
+
 // Writes codes, padding and scales; returns the first non-finite index or -1.
 int64_t encode_dense(const DenseLayout& layout, Operation operation, const void* x, Dtype dtype, void* state,
                      Dtype state_dtype, uint64_t numel, uint64_t seed, uint8_t* payload);

@@ -5,11 +5,7 @@
 #include "codecs/list.h"
 #include "cpu/decode.h"
 #include "cpu/encode.h"
-
-#define DANCE_JOIN(a, b) a##b
-#define DANCE_TARGET_FUNCTION(target) DANCE_JOIN(kernels_, target)
-#define DANCE_TARGET_NAME(target) #target
-#define DANCE_TARGET_STRING(target) DANCE_TARGET_NAME(target)
+#include "cpu/target.h"
 
 namespace dance::cpu {
 namespace {
@@ -49,13 +45,13 @@ constexpr DenseKernels kernels_of() {
 
 template <class... Codecs>
 constexpr Kernels make_table(CodecList<Codecs...>) {
-  return {DANCE_TARGET_STRING(DANCE_TARGET), {kernels_of<Codecs>()...}, mix};
+  return {DANCE_TARGET_NAME, {kernels_of<Codecs>()...}, mix};
 }
 
 constexpr Kernels table = make_table(DenseCodecs{});
 
 }  // namespace
 
-const Kernels& DANCE_TARGET_FUNCTION(DANCE_TARGET)() { return table; }
+const Kernels& DANCE_TARGET_FUNCTION(kernels_)() { return table; }
 
 }  // namespace dance::cpu

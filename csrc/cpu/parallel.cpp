@@ -4,12 +4,15 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
+#include <exception>
 #include <mutex>
+#include <new>
 #include <string>
-#include <system_error>
 #include <thread>
 
 #include "base/error.h"
@@ -17,6 +20,10 @@
 
 namespace dance::cpu {
 namespace {
+
+// Longer than it takes to wake a thread of a virtual machine (20 to 50 us), and to come back from Python with the next
+// array.
+constexpr std::chrono::microseconds kSpin{50};
 
 // The whole number that the text begins with, from 1 on, at most kMaxThreads; 0 where it begins with none.
 uint32_t leading_number(const char* text, char** end) {
@@ -52,12 +59,16 @@ uint32_t usable_cpus() {
   return count < 1 ? 1 : count > static_cast<int>(kMaxThreads) ? kMaxThreads : static_cast<uint32_t>(count);
 }
 
+// The CPUs that are this process's own: those that a launcher started side by side share them.
+uint32_t own_cpus() {
+  const uint32_t neighbours = from_environment("LOCAL_WORLD_SIZE"), cpus = usable_cpus();
+  return neighbours > 1 ? (cpus > neighbours ? cpus / neighbours : 1) : cpus;
+}
+
 uint32_t default_num_threads() {
   if (const uint32_t own = own_setting()) return own;
   if (const uint32_t openmp = from_environment("OMP_NUM_THREADS")) return openmp;
-  // Processes that a launcher started side by side share the CPUs.
-  const uint32_t neighbours = from_environment("LOCAL_WORLD_SIZE"), cpus = usable_cpus();
-  return neighbours > 1 ? (cpus > neighbours ? cpus / neighbours : 1) : cpus;
+  return own_cpus();
 }
 
 std::atomic<uint32_t>& num_threads_setting() {
@@ -78,71 +89,152 @@ struct Task {
   }
 };
 
-// Workers sleep until a task has parts that nobody has begun. Just as many are woken as are useful, and the caller does
-// what no worker has come to take. Workers are detached and the pool is never destroyed: a process may end while they
-// sleep. After fork() the child, which has no workers, gets a fresh pool.
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Asks `done` again and again for about kSpin, and lets others on this CPU go first; false where it stayed false.
+template <class Done>
+bool spin_until(const Done& done) {
+  using Clock = std::chrono::steady_clock;
+  constexpr int kLooksPerTurn = 16;
+  const Clock::time_point end = Clock::now() + kSpin;
+  do {
+    for (int i = 0; i < kLooksPerTurn; ++i) {
+      if (done()) return true;
+      relax();
+    }
+    sched_yield();
+  } while (Clock::now() < end);
+  return done();
+}
+
+// A task has seats for as many workers as are useful. Who is seated takes parts until none is left; the caller, too.
+// The caller waits for those who are seated, and never for one that has not come yet: it does the work itself instead.
+//
+// A worker without work looks out for more for kSpin before it sleeps, and a caller for the last part, as long as
+// the process has a CPU for each: to wake a sleeper takes longer than to code a hundred thousand elements. Workers
+// are detached and the pool is never destroyed: a process may end while they sleep. After fork() the child, which has
+// no workers, gets a fresh pool.
 class Pool {
  public:
-  // False, and nothing done, where the system gives no more threads.
-  bool run(const Task& task) {
-    std::unique_lock<std::mutex> lock(mutex_);
+  // Nothing is done, and false, where another thread uses the pool or the system gives no more threads.
+  bool run(const Task& task, uint32_t helpers) {
+    if (in_use_.test_and_set(std::memory_order_acquire)) return false;
+    const bool enough = hire(helpers);
+    if (enough) {
+      task_ = task;
+      ends_.store(task.num_parts, std::memory_order_relaxed);
+      places_.store(helpers * kSeat);
+      wake(helpers);
+      take_parts(true);
+      places_.fetch_and(kSeat - 1);
+      wait_for_seated();
+    }
+    in_use_.clear(std::memory_order_release);
+    return enough;
+  }
+
+ private:
+  bool hire(uint32_t helpers) {
+    spins_ = helpers < cpus_;
     try {
-      for (; num_workers_ + 1 < task.num_parts; ++num_workers_) std::thread(&Pool::work, this).detach();
-    } catch (const std::system_error&) {
+      for (; num_workers_ < helpers; ++num_workers_) std::thread(&Pool::work, this).detach();
+    } catch (const std::exception&) {
       return false;
     }
-    task_ = task;
-    next_part_ = 0;
-    unfinished_ = task.num_parts;
-    lock.unlock();
-    for (uint32_t part = 1; part < task.num_parts; ++part) wake_.notify_one();
-    lock.lock();
-    take_parts(lock);
-    done_.wait(lock, [this] { return unfinished_ == 0; });
     return true;
   }
 
-  std::mutex in_use;
+  void wake(uint32_t helpers) {
+    const uint32_t sleeping = num_sleeping_.load(), awake = num_workers_ - sleeping;
+    if (sleeping == 0 || awake >= helpers) return;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+    }  // who has looked in vain is asleep now
+    for (uint32_t n = std::min(sleeping, helpers - awake); n > 0; --n) seats_.notify_one();
+  }
 
- private:
-  void take_parts(std::unique_lock<std::mutex>& lock) {
-    while (next_part_ < task_.num_parts) {
-      const uint32_t part = next_part_++;
-      const Task task = task_;
-      lock.unlock();
-      task.run(part);
-      lock.lock();
-      if (--unfinished_ == 0) done_.notify_one();
+  // The caller from the front, workers from the back: so each finds what it had in its cache at the last call.
+  void take_parts(bool from_front) {
+    uint32_t ends = ends_.load(std::memory_order_relaxed);
+    for (;;) {
+      const uint32_t front = ends >> 16, back = ends & 0xffff;
+      if (front == back) return;
+      const uint32_t rest = from_front ? ends + (1u << 16) : ends - 1;
+      if (!ends_.compare_exchange_weak(ends, rest, std::memory_order_relaxed)) continue;
+      task_.run(from_front ? front : back - 1);
+      ends = ends_.load(std::memory_order_relaxed);
     }
+  }
+
+  void wait_for_seated() {
+    const auto none = [this] { return places_.load() == 0; };
+    if (none() || (spins_ && spin_until(none))) return;
+    std::unique_lock<std::mutex> lock(mutex_);
+    caller_sleeps_.store(true);
+    left_.wait(lock, none);
+    caller_sleeps_.store(false);
+  }
+
+  bool sit() {
+    uint32_t places = places_.load();
+    while (places >= kSeat) {
+      if (places_.compare_exchange_weak(places, places - kSeat + 1)) return true;
+    }
+    return false;
+  }
+
+  void leave() {
+    if (places_.fetch_sub(1) != 1 || !caller_sleeps_.load()) return;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+    }
+    left_.notify_one();
   }
 
   void work() {
     const FloatMode mode;
-    std::unique_lock<std::mutex> lock(mutex_);
+    const auto has_seat = [this] { return places_.load() >= kSeat; };
     for (;;) {
-      wake_.wait(lock, [this] { return next_part_ < task_.num_parts; });
-      take_parts(lock);
+      while (sit()) {
+        take_parts(false);
+        leave();
+      }
+      if (spins_ && spin_until(has_seat)) continue;
+      std::unique_lock<std::mutex> lock(mutex_);
+      ++num_sleeping_;
+      seats_.wait(lock, has_seat);
+      --num_sleeping_;
     }
   }
 
-  std::mutex mutex_;
-  std::condition_variable wake_, done_;
-  Task task_;
-  uint32_t next_part_ = 0;
-  uint32_t unfinished_ = 0;
+  static constexpr uint32_t kSeat = 1 << 16;
+
+  uint32_t cpus_ = own_cpus();
+  std::atomic_flag in_use_ = ATOMIC_FLAG_INIT;
+  Task task_;                        // stays as it is while anybody is seated
+  std::atomic<uint32_t> places_{0};  // free seats * kSeat + workers that are seated
+  std::atomic<uint32_t> ends_{0};    // of the parts that nobody has begun: the first * 2^16 + behind the last
+  std::atomic<bool> spins_{false}, caller_sleeps_{false};
+  std::atomic<uint32_t> num_sleeping_{0};
   uint32_t num_workers_ = 0;
+  std::mutex mutex_;
+  std::condition_variable seats_, left_;
 };
 
-Pool* current_pool = nullptr;
-
+// Never destroyed, and made without allocating: who encodes may count on an error coming before anything is written.
 Pool& pool() {
-  static const bool once = [] {
-    current_pool = new Pool;
-    pthread_atfork(nullptr, nullptr, [] { current_pool = new Pool; });
-    return true;
+  alignas(Pool) static unsigned char storage[sizeof(Pool)];
+  static Pool* const made = [] {
+    pthread_atfork(nullptr, nullptr, [] { new (storage) Pool; });
+    return new (storage) Pool;
   }();
-  (void)once;
-  return *current_pool;
+  return *made;
 }
 
 }  // namespace
@@ -150,16 +242,18 @@ Pool& pool() {
 void parallel_for(uint64_t num_items, uint64_t grain, void (*body)(void*, uint32_t, uint64_t, uint64_t),
                   void* context) {
   if (num_items == 0) return;
-  const uint64_t most = num_items / (grain == 0 ? 1 : grain);
-  const uint32_t threads = get_num_threads();
-  const uint32_t parts = most < threads ? static_cast<uint32_t>(most < 1 ? 1 : most) : threads;
-  const Task task{body, context, num_items, parts};
-  if (parts > 1) {
-    Pool& shared = pool();
-    std::unique_lock<std::mutex> lock(shared.in_use, std::try_to_lock);
-    if (lock.owns_lock() && shared.run(task)) return;
+  const uint64_t threads = std::min<uint64_t>(num_items / grain, get_num_threads());
+  if (threads > 1) {
+    const uint64_t most = std::min<uint64_t>(num_items, kMaxParts), fine = num_items / grain * kPartsPerGrain;
+    const Task task{body, context, num_items, static_cast<uint32_t>(std::min(most, fine))};
+    if (pool().run(task, static_cast<uint32_t>(threads - 1))) return;
   }
-  for (uint32_t part = 0; part < parts; ++part) task.run(part);
+  body(context, 0, 0, num_items);
+}
+
+uint64_t num_shares(uint64_t numel) {
+  const uint64_t threads = std::min<uint64_t>(numel / kGrain, get_num_threads());
+  return threads > 1 ? threads * kPartsPerGrain : 1;
 }
 
 uint32_t get_num_threads() { return num_threads_setting().load(std::memory_order_relaxed); }

@@ -6,8 +6,8 @@
 namespace dance::cpu {
 
 // Runs body(context, part, first, last) for contiguous parts of [0, num_items), on at most get_num_threads() threads,
-// the caller among them; part counts from 0 in order of the range. Results must not depend on where the range is cut. A
-// body must not throw. Ranges of less than 2 * grain items stay on the caller's thread. When another thread of the
+// the caller among them; part < kMaxParts counts from 0 in order of the range. Results must not depend on where the
+// range is cut. A body must not throw. A thread is used for each `grain` (at least 1) items. When another thread of the
 // process uses the pool, or the system gives no more threads, the caller works alone instead of waiting.
 void parallel_for(uint64_t num_items, uint64_t grain, void (*body)(void*, uint32_t, uint64_t, uint64_t), void* context);
 
@@ -21,11 +21,22 @@ void parallel_for(uint64_t num_items, uint64_t grain, Body&& body) {
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 
-// Elements a thread takes at least. Measured on two cores with int8: waking a thread costs about 5 us, coding twice
-// this many elements on one thread about 25.
-constexpr uint64_t kGrain = 1 << 17;
+// Elements a thread takes at least. Measured on two virtual cores: twice as many take 50 us or more on one thread,
+// which is what it costs to wake another that has slept; of half as many, 2 threads were up to 1.8 times as fast in a
+// row of calls, but 0.8 times after 3 ms of rest.
+constexpr uint64_t kGrain = 1 << 18;
 
-constexpr uint32_t kMaxThreads = 256;
+// Values of a sparse packet that a thread takes at least.
+constexpr uint64_t kValueGrain = 1 << 14;
+
+// Parts a thread's share is cut into, so that who comes late takes fewer.
+constexpr uint64_t kPartsPerGrain = 4;
+
+// Into how many parts a task over numel elements is best cut that keeps something for each part: grains of
+// kPartsPerGrain of them.
+uint64_t num_shares(uint64_t numel);
+
+constexpr uint32_t kMaxThreads = 256, kMaxParts = 256;
 
 // Default: DANCE_NUM_THREADS, else OMP_NUM_THREADS, else the CPUs this process may run on, divided by LOCAL_WORLD_SIZE
 // (how many processes torchrun started beside it). Throws ArgumentError where DANCE_NUM_THREADS is not a number.

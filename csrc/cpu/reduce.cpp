@@ -2,11 +2,11 @@
 #include "cpu/reduce.h"
 
 #include <cstring>
-#include <memory>
 #include <numeric>
 #include <vector>
 
 #include "codecs/list.h"
+#include "cpu/buffer.h"
 #include "cpu/dense.h"
 #include "cpu/parallel.h"
 #include "cpu/select.h"
@@ -16,13 +16,6 @@ namespace {
 
 // A piece of float32 that stays in the first level cache, and the most that a thread's stack should hold.
 constexpr uint64_t kPiece = 4096, kLargestPiece = 16384;
-bool is_sparse(const CodecSpec& codec) {
-  return with_codec(SparseCodecs{}, codec.id, [](auto) {});
-}
-
-DenseLayout layout_of(const CodecSpec& codec, Dtype dtype, uint64_t numel) {
-  return dense_layout(codec.id, codec.mode, codec.block, codec.levels, dtype, numel);
-}
 
 // Elements of a piece that is whole blocks of every packet, or 0 where there is none.
 uint64_t piece_of(const std::vector<DenseLayout>& layouts) {
@@ -55,7 +48,7 @@ EncodeResult reduce_pieces(const ReduceRequest& request, const std::vector<Dense
     const uint64_t used = numel * (into->bits / 8);
     std::memset(again->payload + used, 0, into->codes_size - used);
   }
-  int64_t bad[kMaxThreads];
+  int64_t bad[kMaxParts];
   for (int64_t& index : bad) index = -1;
   auto body = [&](uint32_t part, uint64_t first, uint64_t last) {
     alignas(64) float buffer[kLargestPiece];
@@ -95,8 +88,8 @@ EncodeResult reduce_pieces(const ReduceRequest& request, const std::vector<Dense
 }
 
 EncodeResult encode_sum(const EncodeRequest& again, const float* sum) {
-  if (!is_sparse(again.codec)) {
-    const DenseLayout layout = layout_of(again.codec, again.dtype, again.numel);
+  if (!is_sparse(again.codec.id)) {
+    const DenseLayout layout = dense_layout(again.codec, again.dtype, again.numel);
     return {encode_dense(layout, again.operation, sum, Dtype::float32, again.state, again.state_dtype, again.numel,
                          again.seed, again.payload),
             0};
@@ -113,27 +106,32 @@ EncodeResult encode_sum(const EncodeRequest& again, const float* sum) {
 
 EncodeResult reduce_whole(const ReduceRequest& request) {
   const bool direct = request.encode_into == nullptr && request.out_dtype == Dtype::float32;
-  const std::unique_ptr<float[]> buffer(direct ? nullptr : new float[request.numel]);
-  float* sum = direct ? static_cast<float*>(request.out) : buffer.get();
+  thread_local Buffer<float> buffer;
+  float* sum = direct ? static_cast<float*>(request.out) : buffer.at_least(request.numel);
   for (uint32_t i = 0; i < request.num_packets; ++i) {
     DecodeRequest packet = request.packets[i];
     packet.out = sum;
     packet.out_dtype = Dtype::float32;
     packet.add = i > 0;
     packet.weight = request.weight;
-    if (is_sparse(packet.codec)) {
+    if (is_sparse(packet.codec.id)) {
       decode_sparse(packet);
     } else {
-      decode_dense(layout_of(packet.codec, packet.dtype, packet.numel), packet.payload, sum, Dtype::float32,
+      decode_dense(dense_layout(packet.codec, packet.dtype, packet.numel), packet.payload, sum, Dtype::float32,
                    packet.numel, packet.add, packet.weight);
     }
   }
-  if (request.encode_into != nullptr) return encode_sum(*request.encode_into, sum);
+  if (request.encode_into != nullptr) {
+    const EncodeResult result = encode_sum(*request.encode_into, sum);
+    buffer.trim();
+    return result;
+  }
   if (!direct) {
     parallel_for(divide_up(request.numel, kGrain), 1, [&](uint32_t, uint64_t first, uint64_t last) {
       const uint64_t begin = first * kGrain, end = last * kGrain < request.numel ? last * kGrain : request.numel;
       store(sum + begin, at(request.out, request.out_dtype, begin), request.out_dtype, end - begin);
     });
+    buffer.trim();
   }
   return {};
 }
@@ -142,15 +140,15 @@ EncodeResult reduce_whole(const ReduceRequest& request) {
 
 EncodeResult reduce(const ReduceRequest& request) {
   const EncodeRequest* again = request.encode_into;
-  bool sparse = again != nullptr && is_sparse(again->codec);
-  for (uint32_t i = 0; i < request.num_packets; ++i) sparse = sparse || is_sparse(request.packets[i].codec);
+  bool sparse = again != nullptr && is_sparse(again->codec.id);
+  for (uint32_t i = 0; i < request.num_packets; ++i) sparse = sparse || is_sparse(request.packets[i].codec.id);
   if (sparse) return reduce_whole(request);
   std::vector<DenseLayout> layouts;
   layouts.reserve(request.num_packets + 1);
   for (uint32_t i = 0; i < request.num_packets; ++i) {
-    layouts.push_back(layout_of(request.packets[i].codec, request.packets[i].dtype, request.numel));
+    layouts.push_back(dense_layout(request.packets[i].codec, request.packets[i].dtype, request.numel));
   }
-  if (again != nullptr) layouts.push_back(layout_of(again->codec, again->dtype, request.numel));
+  if (again != nullptr) layouts.push_back(dense_layout(again->codec, again->dtype, request.numel));
   const uint64_t piece = piece_of(layouts);
   return piece == 0 ? reduce_whole(request) : reduce_pieces(request, layouts, piece);
 }

@@ -14,36 +14,13 @@
 namespace dance::cpu {
 namespace {
 
-// Values, and bytes of output, that a thread gets at least.
-constexpr uint64_t kValueGrain = 16384;
+// Bytes of output that a thread gets at least.
 constexpr uint64_t kFillGrain = 1 << 18;
-
-bool is_seeded(const CodecSpec& codec) {
-  bool seeded = false;
-  with_codec(SparseCodecs{}, codec.id, [&](auto c) { seeded = decltype(c)::kSeeded; });
-  return seeded;
-}
-
-std::string name_of(const CodecSpec& codec) {
-  std::string name;
-  with_codec(SparseCodecs{}, codec.id, [&](auto c) { name = decltype(c)::name; });
-  return name;
-}
 
 uint32_t load_u16(const uint8_t* payload, uint64_t i) {
   uint16_t value;
   std::memcpy(&value, payload + 2 * i, 2);
   return value;
-}
-
-// Calls body(b, begin, n, first_value, count) for blocks [first, last) of a scope.
-template <class Body>
-void for_each_block(const CodecSpec& codec, uint64_t numel, uint64_t first, uint64_t last, Body&& body) {
-  for (uint64_t b = first; b < last; ++b) {
-    const uint64_t begin = b * codec.scope, n = std::min<uint64_t>(codec.scope, numel - begin);
-    const uint64_t count = n == codec.scope ? codec.count : count_of_block(n, codec.scope, codec.count);
-    body(b, begin, n, b * codec.count, count);
-  }
 }
 
 // Calls body(i, index) for all values, in order within each of several parts; `make_body` makes one for each.
@@ -52,7 +29,7 @@ void for_each_index(const CodecSpec& codec, uint64_t seed, const uint8_t* payloa
                     MakeBody&& make_body) {
   const uint64_t total = total_count(numel, codec.scope, codec.count);
   if (total == 0) return;
-  const bool seeded = is_seeded(codec);
+  const bool seeded = is_seeded(codec.id);
   if (codec.scope > 0) {
     const uint64_t grain = std::max<uint64_t>(1, kValueGrain / codec.count);
     parallel_for(divide_up(numel, codec.scope), grain, [&](uint32_t, uint64_t first, uint64_t last) {
@@ -87,10 +64,10 @@ void for_each_index(const CodecSpec& codec, uint64_t seed, const uint8_t* payloa
 
 void check_indices(const CodecSpec& codec, const uint8_t* payload, uint64_t numel) {
   const uint64_t total = total_count(numel, codec.scope, codec.count);
-  if (total == 0 || is_seeded(codec)) return;
+  if (total == 0 || is_seeded(codec.id)) return;
   if (codec.scope == 0) {
     if (const char* problem = check_elias_fano(EliasFano(numel, total), payload)) {
-      throw FrameError(name_of(codec) + ": " + problem);
+      throw FrameError(name_of(codec.id) + std::string(": ") + problem);
     }
     return;
   }
@@ -104,11 +81,11 @@ void check_indices(const CodecSpec& codec, const uint8_t* payload, uint64_t nume
                      next = index + 1;
                    }
                    if (increase && next <= n) return;
-                   throw FrameError(name_of(codec) + ": indices of block " + std::to_string(b) +
+                   throw FrameError(name_of(codec.id) + std::string(": indices of block ") + std::to_string(b) +
                                     " do not increase or are out of range");
                  });
   if (total % 2 != 0 && load_u16(payload, total) != 0) {
-    throw FrameError(name_of(codec) + ": padding of the indices is not zero");
+    throw FrameError(name_of(codec.id) + std::string(": padding of the indices is not zero"));
   }
 }
 
@@ -121,8 +98,9 @@ void decode_sparse(const DecodeRequest& request) {
                  [&](uint32_t, uint64_t first, uint64_t last) { std::memset(bytes + first, 0, last - first); });
   }
   if (total == 0) return;
-  const DenseLayout layout = values_layout(codec, request.dtype, total);
-  const uint8_t* values = request.payload + (is_seeded(codec) ? 0 : indices_nbytes(request.numel, codec.scope, total));
+  const DenseLayout layout = dense_layout(codec, request.dtype, total);
+  const uint8_t* values =
+      request.payload + (is_seeded(codec.id) ? 0 : indices_nbytes(request.numel, codec.scope, total));
   for_each_index(codec, request.seed, request.payload, request.numel, [&] {
     return [&, read = ValueReader(layout, values, total, request.weight)](uint64_t i, uint64_t index) mutable {
       float value = read(i);

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "cpu/buffer.h"
 #include "cpu/candidates.h"
 #include "cpu/dispatch.h"
 #include "cpu/elias_fano.h"
@@ -17,15 +18,12 @@
 namespace dance::cpu {
 namespace {
 
-// Values that a thread gets at least.
-constexpr uint64_t kValueGrain = 16384;
-
 // The most elements that dgc's sample has (docs/format.md).
 constexpr uint64_t kDgcSample = 32768;
 
 struct Room {
   Buffer<uint32_t> indices;
-  Buffer<float> values, sent;
+  Buffer<float> values, sent, scratch;
 };
 
 Room& room_of_thread() {
@@ -54,13 +52,11 @@ Selection select_strata(const EncodeRequest& request, uint64_t total) {
   } else {
     parallel_for(divide_up(request.numel, codec.scope), std::max<uint64_t>(1, kValueGrain / codec.count),
                  [&](uint32_t, uint64_t first, uint64_t last) {
-                   for (uint64_t b = first; b < last; ++b) {
-                     const uint64_t begin = b * codec.scope;
-                     const uint64_t n = std::min<uint64_t>(codec.scope, request.numel - begin);
-                     const uint64_t k = count_of_block(n, codec.scope, codec.count);
-                     for_each_stratum(seed_of_block(request.seed, b), k, n, 0, k,
-                                      [&](uint64_t i, uint64_t index) { take(b * codec.count + i, begin + index); });
-                   }
+                   for_each_block(codec, request.numel, first, last,
+                                  [&](uint64_t b, uint64_t begin, uint64_t n, uint64_t at, uint64_t k) {
+                                    for_each_stratum(seed_of_block(request.seed, b), k, n, 0, k,
+                                                     [&](uint64_t i, uint64_t index) { take(at + i, begin + index); });
+                                  });
                  });
   }
   return {indices, values, total, pass_over(request.operation, job), kInfinityBits};
@@ -75,24 +71,23 @@ Selection select_blocks(const EncodeRequest& request, uint64_t total) {
   uint32_t* indices = room.indices.at_least(total);
   float* values = room.values.at_least(total);
   const uint64_t num_blocks = divide_up(request.numel, codec.scope);
-  const uint64_t num_parts = std::clamp<uint64_t>(request.numel / kGrain, 1, get_num_threads());
-  float* scratch = room.sent.at_least(num_parts * kBlockScratch);
-  int64_t bad[kMaxThreads];
-  std::fill_n(bad, kMaxThreads, int64_t{-1});
-  parallel_for(num_parts, 1, [&](uint32_t, uint64_t first_part, uint64_t last_part) {
+  const uint64_t num_parts = num_shares(request.numel);
+  float* scratch = room.scratch.at_least(num_parts * kBlockScratch);
+  int64_t bad[kMaxParts];
+  std::fill_n(bad, kMaxParts, int64_t{-1});
+  parallel_for(num_parts, kPartsPerGrain, [&](uint32_t run, uint64_t first_part, uint64_t last_part) {
     for (uint64_t part = first_part; part < last_part; ++part) {
       const uint64_t first = num_blocks * part / num_parts, last = num_blocks * (part + 1) / num_parts;
-      for (uint64_t b = first; b < last; ++b) {
-        const uint64_t begin = b * codec.scope, at = b * codec.count;
-        const uint32_t n = static_cast<uint32_t>(std::min<uint64_t>(codec.scope, request.numel - begin));
-        const uint32_t k = static_cast<uint32_t>(count_of_block(n, codec.scope, codec.count));
-        const int64_t found = top_of_block(job, begin, n, k, scratch + part * kBlockScratch, indices + at, values + at);
-        if (found >= 0 && bad[part] < 0) bad[part] = found;
-        for (uint64_t i = at; i < at + k; ++i) {
-          const uint16_t place = static_cast<uint16_t>(indices[i] - begin);
-          std::memcpy(request.payload + 2 * i, &place, 2);
-        }
-      }
+      for_each_block(
+          codec, request.numel, first, last, [&](uint64_t, uint64_t begin, uint64_t n, uint64_t at, uint64_t k) {
+            const int64_t found = top_of_block(job, begin, static_cast<uint32_t>(n), static_cast<uint32_t>(k),
+                                               scratch + part * kBlockScratch, indices + at, values + at);
+            if (found >= 0 && bad[run] < 0) bad[run] = found;
+            for (uint64_t i = at; i < at + k; ++i) {
+              const uint16_t place = static_cast<uint16_t>(indices[i] - begin);
+              std::memcpy(request.payload + 2 * i, &place, 2);
+            }
+          });
     }
   });
   if (total % 2 != 0) std::memset(request.payload + 2 * total, 0, 2);
@@ -189,10 +184,10 @@ void finish_state(const EncodeRequest& request, const Selection& chosen, const D
 }
 
 void send_values(const EncodeRequest& request, const Selection& chosen, uint8_t* payload) {
-  const DenseLayout layout = values_layout(request.codec, request.dtype, chosen.count);
+  const DenseLayout layout = dense_layout(request.codec, request.dtype, chosen.count);
   const float* sent = chosen.values;
   if (chosen.first_nonfinite >= 0) {
-    float* finite = room_of_thread().sent.at_least(chosen.count);
+    float* finite = room_of_thread().sent.data();
     for (uint64_t i = 0; i < chosen.count; ++i) finite[i] = is_finite(sent[i]) ? sent[i] : 0.0f;
     sent = finite;
   }
@@ -206,6 +201,8 @@ void send_values(const EncodeRequest& request, const Selection& chosen, uint8_t*
 EncodeResult encode_sparse(const EncodeRequest& request) {
   const CodecSpec& codec = request.codec;
   const uint64_t total = total_count(request.numel, codec.scope, codec.count);
+  // Memory is asked for before the state is touched: an error leaves it as it was.
+  room_of_thread().sent.at_least(codec.id == Threshold::id ? request.numel : codec.id == Dgc::id ? 2 * total : total);
   const Selection chosen = select(request, total);
   uint64_t indices_size = 0;
   if (codec.id != RandK::id && chosen.count > 0) {
@@ -217,6 +214,7 @@ EncodeResult encode_sparse(const EncodeRequest& request) {
   room_of_thread().indices.trim();
   room_of_thread().values.trim();
   room_of_thread().sent.trim();
+  room_of_thread().scratch.trim();
   const bool fixed = codec.id == TopK::id || codec.id == RandK::id;
   return {chosen.first_nonfinite, fixed ? codec.count : static_cast<uint32_t>(chosen.count)};
 }

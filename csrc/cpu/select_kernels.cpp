@@ -3,11 +3,7 @@
 #include "cpu/select_kernels.h"
 
 #include "cpu/hits.h"
-
-#define DANCE_JOIN(a, b) a##b
-#define DANCE_TARGET_FUNCTION(target) DANCE_JOIN(select_kernels_, target)
-#define DANCE_TARGET_NAME(target) #target
-#define DANCE_TARGET_STRING(target) DANCE_TARGET_NAME(target)
+#include "cpu/target.h"
 
 namespace dance::cpu {
 namespace {
@@ -246,7 +242,7 @@ int64_t top_of_block(const SelectJob& job, uint64_t first, uint32_t n, uint32_t 
 }
 
 constexpr SelectKernels table = {
-    DANCE_TARGET_STRING(DANCE_TARGET),
+    DANCE_TARGET_NAME,
     {collect<Operation::encode>, collect<Operation::feedback>, collect<Operation::difference>},
     nth_key,
     keep,
@@ -254,6 +250,6 @@ constexpr SelectKernels table = {
 
 }  // namespace
 
-const SelectKernels& DANCE_TARGET_FUNCTION(DANCE_TARGET)() { return table; }
+const SelectKernels& DANCE_TARGET_FUNCTION(select_kernels_)() { return table; }
 
 }  // namespace dance::cpu

@@ -5,10 +5,6 @@
 
 namespace dance::cpu {
 
-inline DenseLayout values_layout(const CodecSpec& codec, Dtype dtype, uint64_t count) {
-  return dense_layout(codec.values, codec.mode, codec.block, codec.levels, dtype, count);
-}
-
 // Reads values in increasing order; one for each thread.
 class ValueReader {
  public:

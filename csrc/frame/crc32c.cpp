@@ -55,13 +55,16 @@ __attribute__((target("sse4.2"))) uint32_t update_by_instruction(uint32_t crc, c
 
 }  // namespace
 
+uint32_t crc32c_by_tables(const void* data, std::size_t size) {
+  return ~update_by_tables(~0u, static_cast<const uint8_t*>(data), size);
+}
+
 uint32_t crc32c(const void* data, std::size_t size) {
-  const auto* bytes = static_cast<const uint8_t*>(data);
 #if defined(__x86_64__)
   static const bool has_instruction = __builtin_cpu_supports("sse4.2") != 0;
-  if (has_instruction) return ~update_by_instruction(~0u, bytes, size);
+  if (has_instruction) return ~update_by_instruction(~0u, static_cast<const uint8_t*>(data), size);
 #endif
-  return ~update_by_tables(~0u, bytes, size);
+  return crc32c_by_tables(data, size);
 }
 
 }  // namespace dance::frame

@@ -12,9 +12,9 @@ namespace dance::frame {
 namespace {
 
 constexpr char kMagic[4] = {'D', 'N', 'C', 'E'};
-constexpr std::size_t kCodec = 5, kDtype = 6, kFlags = 7, kNumel = 8, kPayloadSize = 16, kBlock = 24, kLevels = 26,
-                      kMode = 28, kValues = 29, kScope = 30, kCount = 32, kArgument = 36, kSeed = 40, kRound = 48,
-                      kSender = 52, kPayloadCrc = 56, kHeaderCrc = 60;
+constexpr std::size_t kVersionAt = 4, kCodec = 5, kDtype = 6, kFlags = 7, kNumel = 8, kPayloadSize = 16, kBlock = 24,
+                      kLevels = 26, kMode = 28, kValues = 29, kScope = 30, kCount = 32, kArgument = 36, kSeed = 40,
+                      kRound = 48, kSender = 52, kPayloadCrc = 56, kHeaderCrc = 60;
 
 template <class Integer>
 void put(uint8_t* out, std::size_t offset, Integer value) {
@@ -28,16 +28,14 @@ Integer get(const uint8_t* data, std::size_t offset) {
   return value;
 }
 
-void require(bool condition, const std::string& what) {
-  if (!condition) throw FrameError(what);
-}
+[[noreturn]] void refuse(const std::string& what) { throw FrameError(what); }
 
 }  // namespace
 
 void write(const Header& header, uint8_t out[kHeaderSize]) {
   std::memset(out, 0, kHeaderSize);
   std::memcpy(out, kMagic, sizeof kMagic);
-  out[4] = kVersion;
+  out[kVersionAt] = kVersion;
   out[kCodec] = header.codec.id;
   out[kDtype] = static_cast<uint8_t>(header.dtype);
   put(out, kNumel, header.numel);
@@ -57,19 +55,18 @@ void write(const Header& header, uint8_t out[kHeaderSize]) {
 }
 
 Header parse(const uint8_t* data, std::size_t size) {
-  require(size >= kHeaderSize, "a packet has at least 64 bytes, got " + std::to_string(size));
-  require(std::memcmp(data, kMagic, sizeof kMagic) == 0, "this is no dance packet: it does not begin with DNCE");
-  require(get<uint32_t>(data, kHeaderCrc) == crc32c(data, kHeaderCrc),
-          "the header's checksum does not match its bytes");
-  require(data[4] == kVersion, "packet version " + std::to_string(data[4]) + " is unknown; this build reads version " +
-                                   std::to_string(kVersion));
+  if (size < kHeaderSize) refuse("a packet has at least 64 bytes, got " + std::to_string(size));
+  if (std::memcmp(data, kMagic, sizeof kMagic) != 0) refuse("this is no dance packet: it does not begin with DNCE");
+  if (get<uint32_t>(data, kHeaderCrc) != crc32c(data, kHeaderCrc))
+    refuse("the header's checksum does not match its bytes");
+  if (data[kVersionAt] != kVersion)
+    refuse("packet version " + std::to_string(data[kVersionAt]) + " is unknown; this build reads version " +
+           std::to_string(kVersion));
   Header header;
   header.codec.id = data[kCodec];
-  const auto known = [](auto) {};
-  require(with_codec(DenseCodecs{}, header.codec.id, known) || with_codec(SparseCodecs{}, header.codec.id, known),
-          "codec " + std::to_string(header.codec.id) + " is unknown to this build");
-  require(data[kDtype] < kNumDtypes, "dtype " + std::to_string(data[kDtype]) + " is unknown");
-  require(data[kFlags] == 0, "flags " + std::to_string(data[kFlags]) + " are unknown to version 1");
+  if (!is_codec(header.codec.id)) refuse("codec " + std::to_string(header.codec.id) + " is unknown to this build");
+  if (data[kDtype] >= kNumDtypes) refuse("dtype " + std::to_string(data[kDtype]) + " is unknown");
+  if (data[kFlags] != 0) refuse("flags " + std::to_string(data[kFlags]) + " are unknown to version 1");
   header.dtype = static_cast<Dtype>(data[kDtype]);
   header.numel = get<uint64_t>(data, kNumel);
   header.payload_size = get<uint64_t>(data, kPayloadSize);
@@ -90,15 +87,17 @@ Header parse(const uint8_t* data, std::size_t size) {
   } catch (const ArgumentError& error) {
     throw FrameError(error.what());
   }
-  require(header.payload_size == implied, "the header announces a payload of " + std::to_string(header.payload_size) +
-                                              " bytes, but its codec and numel imply " + std::to_string(implied));
+  if (header.payload_size != implied)
+    refuse("the header announces a payload of " + std::to_string(header.payload_size) +
+           " bytes, but its codec and numel imply " + std::to_string(implied));
   return header;
 }
 
 void check_payload(const Header& header, const uint8_t* payload, std::size_t size) {
-  require(size == header.payload_size, "the header announces a payload of " + std::to_string(header.payload_size) +
-                                           " bytes, got " + std::to_string(size));
-  require(crc32c(payload, size) == header.payload_crc, "the payload's checksum does not match its bytes");
+  if (size != header.payload_size)
+    refuse("the header announces a payload of " + std::to_string(header.payload_size) + " bytes, got " +
+           std::to_string(size));
+  if (crc32c(payload, size) != header.payload_crc) refuse("the payload's checksum does not match its bytes");
   check_received(header.codec, header.dtype, payload, size, header.numel);
 }
 

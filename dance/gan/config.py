@@ -124,7 +124,8 @@ class RunConfig:
     d_widths: tuple[int, ...] = (256, 128)
     """Hidden widths of the discriminator."""
     links: str | None = None
-    """Simulated links, for example 10mbit,5ms, or a trace file (needs --simulate)."""
+    """Simulated links: 10mbit,5ms (rate, delay), 10mbit/50mbit (up, down), a trace's file, or a synthetic
+    trace such as steps:100,10@30s or markov:100,10@10s,seed=1 in Mbit/s (needs --simulate)."""
     simulate: bool = False
     """All nodes in this process, with the same bits as real ones."""
     resume: str | None = None

@@ -90,6 +90,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, std::size_t size) {
 
   frame::Header header{packet.codec, x.dtype, numel, packet.payload.size(), seed, 7, 2, 0};
   header.payload_crc = frame::crc32c(packet.payload.data(), packet.payload.size());
+  FUZZ_CHECK(frame::crc32c_by_tables(packet.payload.data(), packet.payload.size()) == header.payload_crc);
   uint8_t bytes[frame::kHeaderSize];
   frame::write(header, bytes);
   const frame::Header parsed = frame::parse(bytes, sizeof bytes);

@@ -1,0 +1,254 @@
+"""Auto against every fixed candidate: on steady links, on a link that steps, and on traces.
+
+    python -m benchmarks.auto_links          about 12 minutes, as root, on an idle machine; --help for less
+
+Steady links: in every round auto and each candidate run one all_reduce, in an order that rotates. Links that
+change: each candidate does the same number of all_reduces while the same trace is replayed from its start;
+auto and the last candidate do so twice, at the beginning and at the end. Traces: five of the folder, drawn
+with a seed, one from each of its subfolders and then from all; a tensor has as many elements as bytes pass in
+0.1 s at the trace's mean rate. Writes benchmarks/results/auto_links.json, docs/images/auto_links.png and the
+tables of docs/collective_results.md.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import auto_tables, collective_tables
+from benchmarks.auto_tables import AUTO
+from benchmarks.findings import RESULTS, Findings, findings, say
+from benchmarks.testbed.ranks import end_on_sigterm
+from benchmarks.testbed.replay import Replay, parse_steps
+from benchmarks.testbed.trial import LOOPBACK, Parent, at_rank, bed_of, trial
+from dance.bandwidth import Trace, parse_trace, read_trace
+
+MODULE = "benchmarks.auto_links"
+STEPS = "100mbit@3s,10mbit@5s,100mbit@3s"
+_ROOT = Path(__file__).parents[1]
+_MI = 1 << 20
+# link: float32 elements, rounds. Where a call is short, it takes many to tell 3 % from noise.
+_STEADY = {
+    LOOPBACK: (16 * _MI, 45),
+    "1gbit": (16 * _MI, 15),
+    "100mbit": (_MI, 15),
+    "10mbit": (_MI // 2, 6),
+}
+_STEPS_NUMEL, _STEPS_CALLS = _MI // 8, 500  # on the stepping link: some 30 calls even in the slow step
+_TRACE_CALL_S, _TRACE_CALLS = 0.1, 60
+_TRACE_START_S = 30.0  # the mean rate is that of the trace's beginning, which is what will be replayed
+_NUM_TRACES = 5
+_FLOOR_SHARE = 0.02  # of the mean rate: what outages are raised to
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What is measured; the defaults are those of docs/collective_results.md."""
+
+    rates: tuple[str, ...] = tuple(_STEADY)
+    """Steady links: loopback, or rates such as 1gbit."""
+    ranks: tuple[int, ...] = (2, 4)
+    """Group sizes on steady links; links that change have the first."""
+    candidates: tuple[str, ...] = ("none", "bf16", "fp16", "int8")
+    """Fixed codecs to compare with: those that auto chooses from without error feedback."""
+    traces: Path = _ROOT.parent / "shared" / "traces"
+    """A folder of traces (dance.bandwidth.read_trace); where there is none, five synthetic ones."""
+    seed: int = 0
+    """Of the draw of five traces."""
+    quick: bool = False
+    """A tenth of the calls, two ranks, one trace: to see that everything runs; writes no document."""
+    out: Path | None = None
+    """Where the JSON goes; by default to benchmarks/results, and with --quick nowhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Varying:
+    """A link that changes, and the work to be done over it."""
+
+    name: str
+    trace: Trace
+    numel: int
+    calls: int
+    mean_mbps: float
+
+
+def main() -> int:
+    import tyro
+
+    config = tyro.cli(Config, prog=f"python -m {MODULE}", description=__doc__)
+    end_on_sigterm()
+    path = config.out or (None if config.quick else RESULTS / "auto_links.json")
+    part = 10 if config.quick else 1
+    group_sizes = config.ranks[:1] if config.quick else config.ranks
+    with findings(MODULE, path) as found:
+        for ranks in group_sizes:
+            for link in config.rates:
+                numel, rounds = _STEADY.get(link, (_MI, 10))
+                work = {
+                    "candidates": config.candidates,
+                    "numel": numel // part,
+                    "rounds": max(5, rounds // part),
+                }
+                _steady(found, link, ranks, work)
+        for varying in [_stepping(), *_traces(config.traces, config.seed)][: 2 if config.quick else None]:
+            calls = varying.calls // part
+            work = {"candidates": config.candidates, "numel": varying.numel, "calls": calls}
+            _varying(found, varying, config.ranks[0], work)
+    print(auto_tables.auto_links(found))
+    if not config.quick:
+        auto_tables.plot(found)
+        collective_tables.write_document()
+    return 0 if found.complete else 1
+
+
+def _steady(found: Findings, link: str, ranks: int, work: dict[str, Any]) -> None:
+    say(f"steady {link}, {ranks} ranks")
+    try:
+        with bed_of(link, ranks) as bed, trial(MODULE, bed, {"what": "steady", **work}) as records:
+            for record in records:
+                found.records.append({"what": "steady", "link": link, "ranks": ranks, **record})
+    except (RuntimeError, TimeoutError) as error:
+        found.failures.append(f"steady {link}, {ranks} ranks: {error}")
+        say(found.failures[-1])
+
+
+def _varying(found: Findings, link: _Varying, ranks: int, work: dict[str, Any]) -> None:
+    say(f"{link.name}, {ranks} ranks, {link.mean_mbps:.3g} Mbit/s, {4e-6 * work['numel']:.3g} MB a call")
+    about = {"what": "varying", "link": link.name, "ranks": ranks, "mean_mbps": link.mean_mbps}
+    floor_mbps = max(0.1, _FLOOR_SHARE * link.mean_mbps)
+    try:
+        with bed_of("1gbit", ranks) as bed, trial(MODULE, bed, {"what": "varying", **work}) as records:
+            for asked in records:  # "begin" before each candidate
+                with Replay(bed, link.trace, floor_mbps=floor_mbps) as replay:
+                    records.answer()
+                    record = next(iter(records), None)
+                if record is not None:
+                    changes = [[round(change.time_s, 4), change.mbps] for change in replay.changes]
+                    record["starts_s"] = [round(start - replay.started, 4) for start in record["starts_s"]]
+                    found.records.append({**about, **work, **asked, **record, "changes": changes})
+    except (RuntimeError, TimeoutError) as error:
+        found.failures.append(f"{link.name}: {error}")
+        say(found.failures[-1])
+
+
+def _stepping() -> _Varying:
+    trace = parse_steps(STEPS)
+    return _Varying(name=STEPS, trace=trace, numel=_STEPS_NUMEL, calls=_STEPS_CALLS, mean_mbps=_mean(trace))
+
+
+def _mean(trace: Trace) -> float:
+    return trace.mean_mbps(0.0, min(trace.period_s, _TRACE_START_S))
+
+
+def _traces(folder: Path, seed: int) -> Iterator[_Varying]:
+    for name, trace in _drawn(folder, seed):
+        mean_mbps = _mean(trace)
+        numel = int(mean_mbps * 1e6 / 8 * _TRACE_CALL_S)
+        yield _Varying(name=name, trace=trace, numel=numel, calls=_TRACE_CALLS, mean_mbps=mean_mbps)
+
+
+def _drawn(folder: Path, seed: int) -> list[tuple[str, Trace]]:
+    files = sorted(path for path in folder.glob("**/*.txt") if path.stem.lower() not in ("readme", "license"))
+    if len(files) < _NUM_TRACES:
+        texts = ["walk:20", "markov:100,10", "periodic:50", "cellular:20", "cellular:3,seed=1"]
+        return [(text, parse_trace(text)) for text in texts]
+    chance = random.Random(seed)
+    by_folder = [
+        [file for file in files if file.parent == parent] for parent in sorted({f.parent for f in files})
+    ]
+    chosen = [chance.choice(some) for some in by_folder[:_NUM_TRACES]]
+    chosen += chance.sample([file for file in files if file not in chosen], _NUM_TRACES - len(chosen))
+    return [(file.relative_to(folder).as_posix(), read_trace(file)) for file in chosen]
+
+
+def measure(work: dict[str, Any], parent: Parent) -> None:
+    """At every rank."""
+    if work["what"] == "steady":
+        _measure_steady(work, parent)
+    else:
+        _measure_varying(work, parent)
+
+
+class _Caller:
+    """All-reduces with one codec, or with an Auto of its own, and what came of each."""
+
+    def __init__(self, name: str) -> None:
+        from dance.policy import Auto
+
+        self._auto = Auto() if name == AUTO else None
+        self._codec = name if self._auto is None else self._auto
+        self.codecs: list[str] = []
+        self.believed_mbps: list[float | None] = []
+
+    def __call__(self, t: Any) -> float:
+        import dance.distributed as dd
+
+        start = time.perf_counter()
+        work = dd.all_reduce(t, codec=self._codec, async_op=True, min_bytes=0)
+        assert work is not None
+        work.wait()
+        seconds = time.perf_counter() - start
+        if self._auto is not None:
+            self.codecs.append(work.stats().codec)
+            estimate = self._auto.link_estimate()
+            self.believed_mbps.append(None if estimate is None else round(estimate.rate_mbps, 4))
+        return seconds
+
+
+def _measure_steady(work: dict[str, Any], parent: Parent) -> None:
+    import torch
+    import torch.distributed as dist
+
+    x = torch.randn(work["numel"], generator=torch.Generator().manual_seed(dist.get_rank()))
+    t = x.clone()
+    names = [AUTO, *work["candidates"]]
+    callers = {name: _Caller(name) for name in names}
+    seconds = torch.zeros(len(names), work["rounds"], dtype=torch.float64)
+    for name in work["candidates"]:  # connections; auto's first call is its own
+        callers[name](t[: 1 << 14])
+    for number in range(work["rounds"]):
+        first = number % len(names)
+        for k in [*range(first, len(names)), *range(first)]:
+            t.copy_(x)
+            dist.barrier()
+            seconds[k, number] = callers[names[k]](t)
+    dist.all_reduce(seconds, dist.ReduceOp.MAX)
+    for k, name in enumerate(names):
+        record = {"codec": name, "numel": work["numel"], "seconds": seconds[k].tolist()}
+        if name == AUTO:
+            record |= {"codecs": callers[name].codecs, "believed_mbps": callers[name].believed_mbps}
+        parent.tell(record)
+
+
+def _measure_varying(work: dict[str, Any], parent: Parent) -> None:
+    import torch
+    import torch.distributed as dist
+
+    x = torch.randn(work["numel"], generator=torch.Generator().manual_seed(dist.get_rank()))
+    t = x.clone()
+    for name in work["candidates"]:  # connections
+        _Caller(name)(t[: 1 << 14])
+    last = work["candidates"][-1]
+    for name in (AUTO, *reversed(work["candidates"]), last, AUTO):
+        caller = _Caller(name)
+        starts = []
+        parent.ask({"codec": name})
+        dist.barrier()
+        start = time.monotonic()
+        for _ in range(work["calls"]):
+            starts.append(time.monotonic())
+            t.copy_(x)
+            caller(t)
+        total = torch.tensor([time.monotonic() - start], dtype=torch.float64)
+        dist.all_reduce(total, dist.ReduceOp.MAX)
+        record = {"total_s": float(total), "starts_s": starts}
+        parent.tell({**record, "codecs": caller.codecs, "believed_mbps": caller.believed_mbps})
+
+
+if __name__ == "__main__":
+    sys.exit(0 if at_rank(measure) else main())

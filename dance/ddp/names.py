@@ -1,0 +1,64 @@
+"""The names of the parameters in a bucket: DDP hands its hook tensors alone."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+_COMPILED = "_orig_mod."  # what torch.compile puts before the names of the module that it wraps
+
+
+class ParameterNames:
+    """Names of one module's parameters, as `torch.nn.Module.named_parameters` has them within DDP."""
+
+    def __init__(self) -> None:
+        self.group: dist.ProcessGroup | None = None  # that of the DDP module served
+        self._named: dict[
+            int, tuple[weakref.ref[torch.Tensor], str]
+        ] = {}  # by id; neither keeps the other alive
+        self._ddp: weakref.ref[DistributedDataParallel] | None = None
+
+    def take(self, ddp: DistributedDataParallel) -> None:
+        """Serves ``ddp`` from now on."""
+        self._ddp, self.group = weakref.ref(ddp), ddp.process_group
+        self._named = {
+            id(parameter): (weakref.ref(parameter), name.replace(_COMPILED, ""))
+            for name, parameter in ddp.module.named_parameters()
+        }
+
+    def know(self, parameters: Sequence[torch.Tensor]) -> bool:
+        """Returns whether ``parameters`` are those of a DDP module that is served, and still there."""
+        return self._ddp is not None and self._ddp() is not None and all(map(self._knows, parameters))
+
+    def of(self, parameters: Sequence[torch.Tensor]) -> list[str]:
+        """Returns the names of ``parameters``, which are known."""
+        return [self._named[id(parameter)][1] for parameter in parameters]
+
+    def _knows(self, parameter: torch.Tensor) -> bool:
+        known = self._named.get(id(parameter))
+        return known is not None and known[0]() is parameter
+
+    def owner(self, state: object, parameter: torch.Tensor) -> DistributedDataParallel:
+        """Returns the DDP module that has ``parameter`` and has registered ``state``.
+
+        ValueError where another one with it is served already, and both are in use.
+        """
+        registered: list[DistributedDataParallel] = [
+            each
+            for each in gc.get_objects()
+            if issubclass(type(each), DistributedDataParallel)
+            and any(state is other for _, other in each._comm_hooks)
+        ]
+        served = None if self._ddp is None else self._ddp()
+        for ddp in registered:
+            if served in (None, ddp) and any(parameter is each for each in ddp.module.parameters()):
+                return ddp
+        raise ValueError(
+            "CompressionState: a gradient came from another module than the one that this state serves; "
+            "give each DDP module a state of its own (dance.ddp.attach makes one)"
+        )

@@ -1,0 +1,227 @@
+"""What the hook keeps from step to step: residuals and factors by parameter name, and the number of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+import dance.feedback
+from dance.codecs import Codec, Like
+from dance.codecs import codec as to_codec
+from dance.ddp.layout import Layout
+from dance.ddp.names import ParameterNames
+from dance.ddp.rules import Rules
+from dance.distributed import CallStats, Work
+from dance.distributed.totals import Totals
+from dance.feedback import ErrorFeedback
+from dance.plan import plan
+from dance.powersgd import LowRank, PowerSGD
+
+NONE = to_codec("none")
+
+# A codec (text or value), "auto" or another policy, or PowerSGD ("powersgd:rank=4", or its settings).
+Algorithm: TypeAlias = "Like | PowerSGD | Any"
+
+
+class CompressionState:
+    """The state of `compress_hook` for one DDP module; every rank makes it with the same arguments.
+
+    ``codec`` may be set anew between two steps: residuals go on with any other. ``rules`` map patterns of
+    parameter names (``"*.bias"``; the first that fits counts) to codecs; other vectors, such as biases and
+    norms, take bf16, and everything else takes ``codec``. The first ``start_step`` steps go uncompressed, and
+    so do buckets of less than ``min_bytes``. ``feedback`` adds what could not be sent to the next gradient of
+    that name; None: where the residuals of a codec are bounded. ``seed`` is the run's, for stochastic codecs.
+
+    A rank contributes gradient / world size, so a residual is a share of the mean as well: the sum over ranks
+    is what the parameters are still owed, whatever the world size becomes.
+    """
+
+    def __init__(
+        self,
+        codec: Algorithm = "auto",
+        *,
+        rules: Mapping[str, Like] | None = None,
+        start_step: int = 0,
+        min_bytes: int = 65536,
+        feedback: bool | None = None,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("start_step", start_step), ("min_bytes", min_bytes)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(f"CompressionState: expected {name} to be a count, got {value!r}")
+        self._rules = Rules(rules)
+        self._feedback = feedback
+        self.codec = codec
+        self.start_step = start_step
+        self.min_bytes = min_bytes
+        self.seed = seed
+        self.step = 0  # that have been reduced, or are being
+        self.names = ParameterNames()
+        self.layout = Layout()
+        self.residuals = ErrorFeedback("int8")  # a store: every call names the codec it uses
+        self.factors = LowRank(PowerSGD())
+        self._world = 0  # that the residuals belong to; 0: none yet
+        self._works: list[Work] = []  # not yet in `_totals`
+        self._totals = Totals()
+
+    @property
+    def codec(self) -> Any:
+        """The codec, policy or PowerSGD settings of what no rule names."""
+        return self._codec
+
+    @codec.setter
+    def codec(self, codec: Algorithm) -> None:
+        parsed = codec
+        if isinstance(codec, str) and codec != "auto":
+            powersgd = codec.partition(":")[0].strip() == "powersgd"
+            parsed = PowerSGD.parse(codec) if powersgd else to_codec(codec)
+        elif not isinstance(codec, (str, Codec, PowerSGD)) and not hasattr(codec, "choose"):
+            raise ValueError(
+                f"CompressionState: expected a codec, a policy or PowerSGD, got {type(codec).__name__}; "
+                'pass a text such as "auto", "int8" or "powersgd:rank=4"'
+            )
+        if self._feedback and isinstance(parsed, Codec) and not parsed.bounded:
+            raise ValueError(f"CompressionState: {parsed} leaves residuals unbounded; pass feedback=None")
+        if self._feedback is False and isinstance(parsed, PowerSGD):
+            raise ValueError(
+                "CompressionState: PowerSGD does not converge without feedback; pass feedback=None"
+            )
+        self._codec = parsed
+
+    def codec_of(self, name: str, ndim: int) -> Any:
+        """Returns the codec, or the policy, of a parameter; with PowerSGD that of what has no factors."""
+        default = NONE if isinstance(self._codec, PowerSGD) else self._codec
+        return self._rules.choose(name, ndim, default)
+
+    def keeps_residual(self, codec: Any) -> bool:
+        """Returns whether what ``codec``, or a policy, cannot send is kept."""
+        bounded = codec.bounded if isinstance(codec, Codec) else True
+        return bounded and self._feedback is not False
+
+    def serve(self, ddp: DistributedDataParallel) -> None:
+        """Works for ``ddp`` from now on, whose first step is grouped as the last step before was."""
+        self.names.take(ddp)
+        self.layout.expect(self.layout.buckets)
+
+    def names_of(self, parameters: Sequence[torch.Tensor]) -> list[str]:
+        """Returns the names of ``parameters``; where they are new, their DDP module is looked for."""
+        if not self.names.know(parameters):
+            self.serve(self.names.owner(self, parameters[0]))
+        return self.names.of(parameters)
+
+    def begin(self) -> None:
+        """ValueError where the residuals belong to another world size than that of the group served."""
+        world = dist.get_world_size(self.names.group)
+        if self._world not in (0, world):
+            raise ValueError(
+                f"CompressionState: its residuals are one rank's of {self._world}, the group has {world}; "
+                "load_state_dict(dance.ddp.reshard(the snapshots of all ranks, rank, world))"
+            )
+        self._world = world
+
+    def residual(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        """Returns the residual of ``name`` itself, made of zeros of the shape of ``like`` where it is new."""
+        found: torch.Tensor = self.residuals.open(name, like)
+        if found.device != like.device:
+            self.residuals.put("residual", name, found := found.to(like.device))
+        return found
+
+    def count(self, work: Work) -> None:
+        """Notes a collective, which may be under way."""
+        self._works.append(work)
+
+    def end_step(self) -> None:
+        """The last bucket of a step has been handed over."""
+        self.step += 1
+        self.layout.end_step()
+        self._settle()
+
+    def count_factored(self, numel: int, dtype: str) -> None:
+        """Notes that ``numel`` elements go by way of `factors`, which count their bytes themselves."""
+        raw = plan("all_reduce", "none", numel, self._world, dtype=dtype)
+        call = CallStats(
+            collective="all_reduce",
+            algorithm="powersgd",
+            codec=str(self._codec),
+            world=self._world,
+            numel=numel,
+            raw_bytes=raw.bytes_sent,
+        )
+        self._totals.add(call, failed=False)
+
+    def stats(self) -> dict[str, Any]:
+        """Returns running totals of this rank, as `dance.distributed.stats` has them, and the steps.
+
+        Call it between steps: what is under way is not in it.
+        """
+        self._settle()
+        totals = {"steps": self.step, **self._totals.read()}
+        totals["bytes_sent"] += self.factors.bytes_sent
+        return totals
+
+    def _settle(self) -> None:
+        under_way = []
+        for work in self._works:
+            if work.is_completed():
+                self._totals.add(work.stats(), failed=work.exception() is not None)
+            else:
+                under_way.append(work)
+        self._works = under_way
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns a snapshot of this rank: every rank saves its own. Tensors are copies.
+
+        The codec is not in it, for residuals fit any; the memory of a policy that was passed is.
+        """
+        policy = getattr(self._codec, "state_dict", None)
+        return {
+            "step": self.step,
+            "rank": dist.get_rank(self.names.group) if self._world else 0,
+            "world": self._world,
+            "residuals": self.residuals.state_dict(),
+            "factors": self.factors.state_dict(),
+            "layout": self.layout.buckets,
+            "policy": None if policy is None else policy(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over the snapshot of this rank, tensors copied; a run goes on as if it had not stopped.
+
+        ValueError where it is another rank's, or of another world size (see `reshard`).
+        """
+        if not isinstance(state, Mapping) or "residuals" not in state:
+            raise ValueError("CompressionState: expected what state_dict or reshard gave")
+        if state["world"]:
+            rank, world = dist.get_rank(self.names.group), dist.get_world_size(self.names.group)
+            if (state["rank"], state["world"]) != (rank, world):
+                raise ValueError(
+                    f"CompressionState: the snapshot is of rank {state['rank']} of {state['world']}, this is "
+                    f"rank {rank} of {world}; every rank loads its own, and where their number has changed "
+                    "dance.ddp.reshard(the snapshots of all ranks, rank, world)"
+                )
+        self.residuals.load_state_dict(state["residuals"])
+        self.factors.load_state_dict(state["factors"])
+        if state["policy"] is not None and hasattr(self._codec, "load_state_dict"):
+            self._codec.load_state_dict(state["policy"])
+        self.layout.expect(state["layout"])
+        self.step, self._world = state["step"], state["world"]
+
+
+def reshard(states: Sequence[Mapping[str, Any]], rank: int, world: int) -> dict[str, Any]:
+    """Returns the snapshot for ``rank`` of ``world`` from those of all ranks, in their order, before.
+
+    The sum of the residuals over all ranks stays what it was (`dance.feedback.reshard`): nothing that the
+    parameters are owed is lost. With an unchanged world every rank gets its own snapshot.
+    """
+    if [state["rank"] for state in states] != list(range(len(states))) or any(
+        state["world"] not in (0, len(states)) for state in states
+    ):
+        found = ", ".join(f"{state['rank']} of {state['world']}" for state in states)
+        raise ValueError(f"reshard: expected the snapshots of all ranks in their order, got those of {found}")
+    shared = states[rank if len(states) == world else 0]
+    parts = [state["residuals"] for state in states]
+    return {**shared, "rank": rank, "world": world, "residuals": dance.feedback.reshard(parts, rank, world)}

@@ -1,0 +1,64 @@
+"""Which codec a call takes: the one that was named, the feedback's, or what a policy chooses for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from dance.codecs import Codec
+from dance.codecs import codec as to_codec
+from dance.distributed.member import Member
+from dance.distributed.work import CallStats
+from dance.feedback import ErrorFeedback
+from dance.policy import Outcome, Send
+
+# Text, codec, or a policy (`dance.policy`); "auto": one Auto policy kept per group. None: the feedback's own
+# codec, with its warm-up, or int8 without feedback.
+CodecLike: TypeAlias = "str | Codec | Any | None"
+_DEFAULT = to_codec("int8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A codec, and the policy that chose it and will be told what came of it."""
+
+    codec: Codec
+    policy: Any = None
+    send: Send | None = None
+
+    def observe(self, stats: CallStats, wire_bytes: int) -> None:
+        if self.policy is not None:
+            outcome = Outcome(
+                seconds=stats.seconds,
+                encode_s=stats.encode_s,
+                decode_s=stats.decode_s,
+                wire_bytes=wire_bytes,
+                wire_s=stats.wire_s,
+            )
+            self.policy.observe(self.send, self.codec, outcome)
+
+
+def policy_of(member: Member, like: CodecLike, *, feedback: bool) -> Any:
+    """Returns the policy that ``like`` is, None where it is a codec."""
+    if isinstance(like, str) and like.strip() == "auto":
+        policy = member.auto.get(feedback)
+        if policy is None:
+            from dance.policy import Auto
+
+            policy = member.auto[feedback] = Auto()
+        return policy
+    return like if hasattr(like, "choose") else None
+
+
+def named_codec(like: CodecLike, feedback: ErrorFeedback | None, key: str | None) -> Codec:
+    """Returns the codec that was named, or that of the feedback."""
+    if like is not None:
+        return like if isinstance(like, Codec) else to_codec(like)
+    return _DEFAULT if feedback is None else feedback.codec_of(key)
+
+
+def choose(member: Member, policy: Any, **send: Any) -> Choice:
+    """Asks ``policy``, which all ranks do with equal arguments; ``send`` are fields of `Send`."""
+    number = member.agreement(policy).begin()
+    asked = Send(round=number, world=member.world, **send)
+    return Choice(codec=policy.choose(asked), policy=policy, send=asked)

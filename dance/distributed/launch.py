@@ -1,0 +1,117 @@
+"""How a collective is executed: compressed ones by the group's worker, direct ones by torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dance.distributed.choice import Choice
+from dance.distributed.member import Member
+from dance.distributed.work import CallStats, Work, guarded
+from dance.plan import plan
+
+Body = Callable[[], "torch.cuda.Event | None"]
+
+
+@dataclass(kw_only=True)
+class Launch:
+    """One collective about to be executed in ``group``; results are in ``tensors``."""
+
+    group: dist.ProcessGroup
+    member: Member
+    stats: CallStats
+    tensors: Sequence[torch.Tensor]
+    choices: Sequence[Choice] = ()
+    async_op: bool = False
+
+    def compressed(self, body: Body) -> Work | None:
+        """Executes ``body`` in its turn: at once, if nothing of the group is under way and nobody waits."""
+        work = Work(self.stats, self.tensors)
+
+        def task() -> None:
+            event: list[torch.cuda.Event | None] = []
+            start_s = time.monotonic()
+            error = guarded(lambda: event.append(body()))
+            self.stats.seconds = time.monotonic() - start_s
+            self._told(error)
+            work.finish(error, event[0] if event else None)
+
+        if self.async_op:
+            self._share()
+            self.member.worker.submit(task)
+            return work
+        self.member.worker.run(task)
+        work.wait()
+        self._share()
+        return None
+
+    def direct(self, start: Callable[[], Any], after: Body) -> Work | None:
+        """Starts torch's own collective and, when it is done, ``after``."""
+        start_s = time.monotonic()
+        if not self.async_op:
+            start().wait()
+            after()
+            self.stats.seconds = time.monotonic() - start_s
+            self._told(None)
+            if self.choices:
+                self._share()
+            return None
+        work = Work(self.stats, self.tensors)
+        pending = start()
+        self._share()
+        if self.tensors[0].is_cuda:  # it is in a stream: the host need not wait
+            pending.wait()
+            after()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+            self._told(None)
+            work.finish(None, event)
+            return work
+
+        def done(future: Any) -> None:
+            error = guarded(future.wait) or guarded(after)
+            self.stats.seconds = time.monotonic() - start_s
+            self._told(error)
+            work.finish(error)
+
+        try:
+            future = pending.get_future()
+        except RuntimeError:  # gloo's reduce_scatter has none
+            done(pending)
+        else:
+            future.add_done_callback(done)
+        return work
+
+    def _told(self, error: BaseException | None) -> None:
+        stats = self.stats
+        self.member.totals.add(stats, failed=error is not None)
+        if error is None:
+            for choice in self.choices:
+                choice.observe(stats, stats.bytes_received)
+
+    def _share(self) -> None:
+        for choice in self.choices:
+            if choice.policy is not None and self.member.agreement(choice.policy).share(self.group):
+                self.member.totals.agreed()
+
+
+def direct_stats(stats: CallStats) -> CallStats:
+    """Makes ``stats`` those of torch's own collective."""
+    stats.algorithm, stats.codec = "direct", "none"
+    stats.bytes_sent = stats.bytes_received = stats.raw_bytes
+    return stats
+
+
+def new_stats(collective: str, world: int, numel: int, tensor: torch.Tensor) -> CallStats:
+    """Returns the stats of a call that is not decided yet."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    raw = plan(collective, "none", numel, world, dtype=dtype).bytes_sent
+    raw_bytes = raw if dtype in ("float32", "float16", "bfloat16") else raw * tensor.element_size() // 4
+    return CallStats(
+        collective=collective, algorithm="", codec="", world=world, numel=numel, raw_bytes=raw_bytes
+    )

@@ -1,0 +1,81 @@
+"""What this process keeps of a group: its wire, its thread, memory, totals and agreements of policies."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dance.distributed.agreement import Agreement
+from dance.distributed.totals import Totals
+from dance.exchange.wire import Wire
+from dance.exchange.worker import Worker
+
+_MEMBERS: weakref.WeakKeyDictionary[dist.ProcessGroup, Member] = weakref.WeakKeyDictionary()
+
+
+class Member:
+    """This process as a member of a group; holds no reference to the group, which may end first."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.rank = group.rank()
+        self.world = group.size()
+        backends = dist.get_backend_config(group)
+        self.over_host = "cpu:gloo" in backends  # messages point to point
+        self.device = torch.device("cpu")  # where torch's collectives take small tensors of ours
+        if not self.over_host:
+            self.device = torch.device("cuda", torch.cuda.current_device())
+        self._wire: Wire | None = None
+        self.worker = Worker("dance-collectives")
+        self.totals = Totals()
+        self.calls = 0  # compressed ones: all ranks count alike
+        self.auto: dict[bool, Any] = {}  # the policy that "auto" stands for, without and with feedback
+        self._agreements: weakref.WeakKeyDictionary[Any, Agreement] = weakref.WeakKeyDictionary()
+
+    @property
+    def wire(self) -> Wire:
+        if self._wire is None:
+            raise ValueError("collective: the group has no gloo for the CPU; see docs/collectives.md")
+        return self._wire
+
+    def agreement(self, policy: Any) -> Agreement:
+        found = self._agreements.get(policy)
+        if found is None:
+            found = self._agreements[policy] = Agreement(policy, self.device)
+        return found
+
+    def next_call(self) -> int:
+        self.calls += 1
+        return self.calls
+
+    def open(self, group: dist.ProcessGroup) -> None:
+        if self.over_host:
+            self._wire = Wire(group)
+
+    def close(self) -> None:
+        self.worker.close()
+        if self._wire is not None:
+            self._wire.close()
+
+
+def member_of(group: dist.ProcessGroup | None) -> tuple[dist.ProcessGroup, Member]:
+    """Returns the group (None: the default one) and this process's membership, made at the first call."""
+    if group is None:
+        group = dist.group.WORLD
+    if isinstance(group, dist.ProcessGroup):
+        found = _MEMBERS.get(group)
+        if found is not None:
+            return group, found
+    if group is None or not dist.is_initialized():
+        raise ValueError(
+            "dance.distributed: torch.distributed is not initialised; run under torchrun and call "
+            "torch.distributed.init_process_group('gloo')"
+        )
+    if not isinstance(group, dist.ProcessGroup) or dist.get_rank(group) < 0:
+        raise ValueError("dance.distributed: this process is no member of the group; call it in members only")
+    member = _MEMBERS[group] = Member(group)
+    member.open(group)
+    weakref.finalize(group, member.close)
+    return group, member

@@ -1,0 +1,209 @@
+"""From the arguments of an all-reduce to its execution: tensors by codec, direct or compressed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dance.codecs import Uncompressed
+from dance.distributed.all_reduce import AllReduce
+from dance.distributed.call import Call, Options
+from dance.distributed.choice import Choice, CodecLike, choose, named_codec, policy_of
+from dance.distributed.launch import Launch, direct_stats, new_stats
+from dance.distributed.member import Member, member_of
+from dance.distributed.residual import Residual, absorb
+from dance.distributed.section import Section
+from dance.distributed.settings import Settings, dtype_text
+from dance.distributed.vector import Vector
+from dance.distributed.work import Work
+from dance.feedback import ErrorFeedback
+from dance.plan import plan
+
+_CPU = torch.device("cpu")
+_SUM, _AVG = dist.ReduceOp.SUM, dist.ReduceOp.AVG
+
+
+@dataclass
+class _Bundle:
+    """Tensors that one codec encodes as one vector."""
+
+    choice: Choice
+    tensors: list[torch.Tensor] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
+
+    @property
+    def numel(self) -> int:
+        return sum(tensor.numel() for tensor in self.tensors)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
+
+    @property
+    def direct(self) -> bool:
+        return isinstance(self.choice.codec, Uncompressed)
+
+
+def all_reduce_tensors(
+    tensors: Sequence[torch.Tensor], op: Any, codecs: Sequence[CodecLike], settings: Settings
+) -> Work | None:
+    """All-reduces ``tensors``, of one dtype and device, in place; ``codecs`` holds one for each."""
+    group, member = member_of(settings.group)
+    settings.check("all_reduce")
+    first = tensors[0]
+    bundles = _bundles(tensors, codecs, settings, member)
+    stats = new_stats("all_reduce", member.world, sum(bundle.numel for bundle in bundles), first)
+    stats.reason = _why_direct(bundles, settings, member)
+    launch = Launch(
+        group=group,
+        member=member,
+        stats=stats,
+        tensors=tensors,
+        choices=[bundle.choice for bundle in bundles if bundle.choice.policy is not None],
+        async_op=settings.async_op,
+    )
+    if stats.reason or all(bundle.direct for bundle in bundles):
+        if op not in (_SUM, _AVG) and settings.feedback is not None:
+            raise ValueError(f"all_reduce: feedback keeps what is owed to a sum; got op {op}")
+        return _direct(launch, op, bundles, settings)
+    if op not in (_SUM, _AVG):
+        raise ValueError(f"all_reduce: compressed there is SUM and AVG, got {op}; pass codec='none'")
+    return _compressed(launch, op == _AVG, bundles, settings)
+
+
+def _bundles(
+    tensors: Sequence[torch.Tensor], codecs: Sequence[CodecLike], settings: Settings, member: Member
+) -> list[_Bundle]:
+    first = tensors[0]
+    feedback = settings.feedback
+    bundles: dict[Any, _Bundle] = {}
+    by_policy: dict[int, tuple[Any, list[int]]] = {}
+    for k, (tensor, like) in enumerate(zip(tensors, codecs, strict=True)):
+        if tensor.dtype != first.dtype or tensor.device != first.device:
+            raise ValueError(
+                f"all_reduce: expected tensors of one dtype and device, got {first.dtype} on {first.device} "
+                f"and {tensor.dtype} on {tensor.device}; make a call for each"
+            )
+        policy = policy_of(member, like, feedback=feedback is not None)
+        if policy is not None:
+            by_policy.setdefault(id(policy), (policy, []))[1].append(k)
+            continue
+        codec = named_codec(like, feedback, settings.keys[k])
+        settings.check_codec("all_reduce", codec, tensor)
+        _put(bundles, codec, Choice(codec=codec), tensor, settings.keys[k])
+    for policy, numbers in by_policy.values():
+        chosen = choose(
+            member,
+            policy,
+            kind="all_reduce",
+            target=settings.keys[numbers[0]] or "",
+            numel=sum(tensors[k].numel() for k in numbers),
+            dtype=dtype_text(first),
+            feedback=feedback is not None,
+            device=first.device.type,
+        )
+        settings.check_codec("all_reduce", chosen.codec, first)
+        for k in numbers:
+            _put(bundles, (id(policy), chosen.codec), chosen, tensors[k], settings.keys[k])
+    return list(bundles.values())
+
+
+def _put(
+    bundles: dict[Any, _Bundle], name: Any, choice: Choice, tensor: torch.Tensor, key: str | None
+) -> None:
+    bundle = bundles.setdefault(name, _Bundle(choice))
+    bundle.tensors.append(tensor)
+    bundle.keys.append(key)
+
+
+def _why_direct(bundles: Sequence[_Bundle], settings: Settings, member: Member) -> str:
+    """Returns why nothing is compressed though it was asked for; "" where it is not so."""
+    if any(bundle.direct and bundle.choice.policy is not None for bundle in bundles):
+        return "policy"  # where the large ones do not pay, a second message for the rest does not either
+    wanted = [bundle.num_bytes for bundle in bundles if not bundle.direct]
+    if not wanted:
+        return ""
+    if member.world == 1:
+        return "one rank"
+    return "under min_bytes" if sum(wanted) < settings.min_bytes else ""
+
+
+def _direct(launch: Launch, op: Any, bundles: Sequence[_Bundle], settings: Settings) -> Work | None:
+    tensors = [tensor for bundle in bundles for tensor in bundle.tensors]
+    launch.stats.algorithm = "direct"
+    direct_stats(launch.stats)
+    if settings.feedback is not None:
+        launch.member.worker.drain()  # what still encodes with a residual that is due here
+        for bundle in bundles:
+            _pay(bundle, settings.feedback)
+    vector = Vector(tensors, tensors[0].device)
+    average = op == _AVG
+    plain = _SUM if average else op
+
+    def after() -> None:
+        if average:
+            vector.values.div_(launch.member.world)
+        vector.give_back()
+
+    return launch.direct(
+        lambda: dist.all_reduce(vector.values, plain, group=launch.group, async_op=True), after
+    )
+
+
+def _pay(bundle: _Bundle, feedback: ErrorFeedback) -> None:
+    """Adds what is owed to tensors that go uncompressed."""
+    vector = Vector(bundle.tensors, _CPU)
+    vector.ready()
+    absorb(feedback, bundle.keys, bundle.tensors, vector.values)
+    for key in bundle.keys:
+        feedback.count(key)
+    vector.give_back()
+
+
+def _compressed(launch: Launch, mean: bool, bundles: Sequence[_Bundle], settings: Settings) -> Work | None:
+    stats, member, feedback = launch.stats, launch.member, settings.feedback
+    number = member.next_call()
+    options = Options(mean=mean, nonfinite=settings.nonfinite)
+    stats.codec = " + ".join(dict.fromkeys(str(bundle.choice.codec) for bundle in bundles))
+    algorithms = {
+        plan("all_reduce", bundle.choice.codec, bundle.numel, member.world).algorithm for bundle in bundles
+    }
+    stats.algorithm = algorithms.pop() if len(algorithms) == 1 else "mixed"
+    vectors = [Vector(bundle.tensors, _CPU) for bundle in bundles]
+    steps = []
+    for bundle in bundles:
+        steps.append(number if feedback is None else feedback.step(bundle.keys[0]))
+        if feedback is not None:
+            for key, tensor in zip(bundle.keys, bundle.tensors, strict=True):
+                feedback.slot("residual", key, tensor.shape)  # refuses another shape before anything is sent
+                feedback.count(key)
+
+    def body() -> torch.cuda.Event | None:
+        sections = []
+        for bundle, vector, step in zip(bundles, vectors, steps, strict=True):
+            vector.ready()
+            residual = None
+            if feedback is not None:
+                residual = Residual(feedback, bundle.keys, bundle.tensors, _CPU)
+            sections.append(
+                Section(
+                    codec=bundle.choice.codec,
+                    values=vector.values,
+                    residual=residual,
+                    key=bundle.keys[0] or "",
+                    seed=settings.seed or 0,
+                    step=step if settings.seed is None or feedback is not None else 0,
+                    rank=member.rank,
+                )
+            )
+        try:
+            AllReduce(Call(member.wire, number, stats, options), sections, options).run()
+        finally:
+            events = [vector.give_back() for vector in vectors]
+        return events[-1]
+
+    return launch.compressed(body)

@@ -1,0 +1,53 @@
+"""The arguments that collectives share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from dance.codecs import DTYPES, Codec, Uncompressed
+from dance.feedback import ErrorFeedback
+
+
+@dataclass(kw_only=True)
+class Settings:
+    """What the user gave; ``check`` refuses what is none."""
+
+    group: dist.ProcessGroup | None
+    async_op: bool
+    feedback: ErrorFeedback | None = None
+    keys: Sequence[str | None] = (None,)
+    min_bytes: int = 0
+    seed: int | None = None
+    nonfinite: str = "raise"
+
+    def check(self, who: str) -> None:
+        if self.nonfinite not in ("raise", "zero"):
+            raise ValueError(f"{who}: expected nonfinite 'raise' or 'zero', got {self.nonfinite!r}")
+        if self.feedback is not None and not isinstance(self.feedback, ErrorFeedback):
+            raise ValueError(
+                f"{who}: expected a dance.ErrorFeedback as feedback, got {type(self.feedback).__name__}"
+            )
+        if self.seed is not None and not 0 <= self.seed < 1 << 64:
+            raise ValueError(f"{who}: expected a seed in [0, 2^64), got {self.seed!r}")
+
+    def check_codec(self, who: str, codec: Codec, tensor: torch.Tensor) -> None:
+        """Raises ValueError where ``codec`` cannot take ``tensor`` or cannot be used with the feedback."""
+        if isinstance(codec, Uncompressed):
+            return
+        if dtype_text(tensor) not in DTYPES:
+            raise ValueError(
+                f"{who}: {codec} takes float32, float16 or bfloat16, got {dtype_text(tensor)}; "
+                "cast first or pass codec='none'"
+            )
+        if self.feedback is not None and not codec.bounded:
+            raise ValueError(
+                f"{who}: the residuals of {codec} have no bound; pass another codec or no feedback"
+            )
+
+
+def dtype_text(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -1,0 +1,160 @@
+"""From the arguments of a collective with one input and one output to its execution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+import torch.distributed as dist
+
+from dance.codecs import Uncompressed
+from dance.distributed.call import Call, Options
+from dance.distributed.choice import Choice, CodecLike, choose, named_codec, policy_of
+from dance.distributed.launch import Launch, direct_stats, new_stats
+from dance.distributed.member import Member, member_of
+from dance.distributed.residual import Residual, absorb
+from dance.distributed.section import Section
+from dance.distributed.settings import Settings, dtype_text
+from dance.distributed.vector import Vector
+from dance.distributed.work import Work
+
+_CPU = torch.device("cpu")
+
+# Of flat input and output: starts torch's own collective; executes ours.
+Direct: TypeAlias = "Callable[[dist.ProcessGroup, torch.Tensor, torch.Tensor], Any]"
+Compressed: TypeAlias = "Callable[[Call, Section, torch.Tensor, Options], None]"
+
+
+@dataclass(kw_only=True)
+class Submission:
+    """A collective of ``input`` into ``outputs``, which together are one vector; `run` executes it.
+
+    ``decided_by`` is the number of bytes that ``min_bytes`` is about. ``mean``: divide the sum by the ranks.
+    ``sends``: whether this rank's input goes anywhere.
+    """
+
+    collective: str
+    input: torch.Tensor
+    outputs: Sequence[torch.Tensor]
+    settings: Settings
+    mean: bool = False
+    sends: bool = True
+
+    def run(self, codec: CodecLike, direct: Direct | None, compressed: Compressed) -> Work | None:
+        """``direct`` None: nothing of torch's does it, so it goes in packets, whatever the codec."""
+        settings, who = self.settings, self.collective
+        settings.check(who)
+        group, member = member_of(settings.group)
+        for output in self.outputs:
+            if output.dtype != self.input.dtype or output.device != self.input.device:
+                raise ValueError(
+                    f"{who}: expected an output like the input, {self.input.dtype} on {self.input.device}, "
+                    f"got {output.dtype} on {output.device}"
+                )
+        numel = self.input.numel()
+        choice = self._choose(member, codec)
+        settings.check_codec(who, choice.codec, self.input)
+        stats = new_stats(who, member.world, numel, self.input)
+        launch = Launch(
+            group=group,
+            member=member,
+            stats=stats,
+            tensors=self.outputs,
+            choices=[choice] if choice.policy is not None else (),
+            async_op=settings.async_op,
+        )
+        if direct is not None and self._goes_direct(launch, choice):
+            return self._direct(launch, direct)
+        return self._compressed(launch, choice, compressed)
+
+    def _choose(self, member: Member, codec: CodecLike) -> Choice:
+        feedback = self.settings.feedback
+        policy = policy_of(member, codec, feedback=feedback is not None)
+        key = self.settings.keys[0]
+        if policy is None:
+            return Choice(codec=named_codec(codec, feedback, key))
+        return choose(
+            member,
+            policy,
+            kind=self.collective,
+            target=key or "",
+            numel=self.input.numel(),
+            dtype=dtype_text(self.input),
+            feedback=feedback is not None,
+            device=self.input.device.type,
+        )
+
+    def _goes_direct(self, launch: Launch, choice: Choice) -> bool:
+        if isinstance(choice.codec, Uncompressed):
+            launch.stats.reason = "" if choice.policy is None else "policy"
+            return True
+        if launch.member.world == 1:
+            launch.stats.reason = "one rank"
+        elif self.input.numel() * self.input.element_size() < self.settings.min_bytes:
+            launch.stats.reason = "under min_bytes"
+        return launch.stats.reason != ""
+
+    def _direct(self, launch: Launch, start: Direct) -> Work | None:
+        direct_stats(launch.stats)
+        source = self.input.detach()
+        feedback, keys = self.settings.feedback, self.settings.keys
+        if feedback is not None:
+            launch.member.worker.drain()  # what still encodes with a residual that is due here
+            if self.sends and feedback.owes(keys[0]):
+                source = source.clone(memory_format=torch.contiguous_format)
+                paid = Vector([source], _CPU)
+                paid.ready()
+                absorb(feedback, keys, [source], paid.values)
+                paid.give_back()
+            feedback.count(keys[0])
+        device = source.device
+        given = Vector([source], device)
+        in_place = self.outputs[0] is self.input
+        taken = given if in_place else Vector(self.outputs, device, read=False)
+
+        def after() -> None:
+            if self.mean:
+                taken.values.div_(launch.member.world)
+            taken.give_back()
+
+        return launch.direct(lambda: start(launch.group, given.values, taken.values), after)
+
+    def _compressed(self, launch: Launch, choice: Choice, execute: Compressed) -> Work | None:
+        settings, stats, member = self.settings, launch.stats, launch.member
+        feedback, key = settings.feedback, settings.keys[0]
+        number = member.next_call()
+        options = Options(mean=self.mean, nonfinite=settings.nonfinite)
+        stats.codec, stats.algorithm = str(choice.codec), "one-shot"
+        step = number if settings.seed is None else 0
+        if feedback is not None:
+            step = feedback.step(key)
+            feedback.slot("residual", key, self.input.shape)  # refuses another shape before anything is sent
+            feedback.count(key)
+        given = Vector([self.input], _CPU)
+        in_place = len(self.outputs) == 1 and self.outputs[0] is self.input
+        taken = given if in_place else Vector(self.outputs, _CPU, read=False)
+
+        def body() -> torch.cuda.Event | None:
+            given.ready()
+            residual = None
+            if feedback is not None and self.sends:
+                residual = Residual(feedback, [key], [self.input], _CPU)
+            section = Section(
+                codec=choice.codec,
+                values=given.values,
+                residual=residual,
+                key=key or "",
+                seed=settings.seed or 0,
+                step=step,
+                rank=member.rank,
+            )
+            event = None
+            try:
+                execute(Call(member.wire, number, stats, options), section, taken.values, options)
+            finally:
+                event = taken.give_back()
+            return event
+
+        return launch.compressed(body)

@@ -1,0 +1,326 @@
+"""What a collective will take with each codec, as all ranks of its group believe it.
+
+seconds = coding and the wire, and what measured calls took beyond that. The wire of compressed calls is timed
+by itself; torch times its uncompressed collectives as a whole, so those have a meter of their own. A meter
+that has seen nothing for a while is scaled by what the other saw meanwhile: both are of one link.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, TypeAlias
+
+from dance.bandwidth import LinkMeter
+from dance.codec_speed import Speed
+from dance.codecs import Codec
+from dance.codecs import codec as to_codec
+from dance.plan import Plan, plan
+from dance.policy.explanation import Cost
+from dance.policy.figures import AgreedCall
+from dance.policy.send import Send
+
+# A compressed call's own time before anything is coded or sent; what calls take corrects it.
+_CALL_S = 2e-4
+# How much of a phase's time may be no matter of the rate, where only one size has been seen.
+_LATENCY_S = 5e-4
+_CALM = 1.25  # factor between times that are called equal
+_DRIFT = 3.0  # factor that is no artefact of a line through few sizes, though no change was declared
+_WEIGHT = 0.4  # of the latest agreement in a correction
+_COLD = 2.0  # the first call of its kind faults its pages: it is believed up to this factor
+_BELIEVED_NBYTES = (1 << 10, 1 << 14, 1 << 18, 1 << 22)  # what a link that is believed in is fitted to
+_LEAST = 0.3  # of the parts' time: no correction goes below
+
+# kind, world, dtype, feedback and octave of a send: what decisions and corrections are kept for.
+Shape: TypeAlias = "tuple[str, int, str, bool, int]"
+
+
+def shape_of(send: Send) -> Shape:
+    return (send.kind, send.world, send.dtype, send.feedback, send.numel.bit_length())
+
+
+class _Way:
+    """One way to use the link, compressed or direct: its meter, and what it saw last."""
+
+    def __init__(self) -> None:
+        self.meter = LinkMeter()
+        self.cold = False  # whether the meter has seen one call, the first
+        self.at = 0  # the model's time of the last observation
+        self.num_bytes = 0  # the last observation's
+        # What the other way would have taken for these bytes then, and the changes that it had seen.
+        self.other: tuple[float, int] | None = None
+
+    @property
+    def known(self) -> bool:
+        return self.meter.num_observations > 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "meter": self.meter.state_dict(),
+            "cold": self.cold,
+            "at": self.at,
+            "num_bytes": self.num_bytes,
+            "other": self.other,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.meter.load_state_dict(state["meter"])
+        self.cold, self.at, self.num_bytes = state["cold"], state["at"], state["num_bytes"]
+        self.other = None if state["other"] is None else (state["other"][0], state["other"][1])
+
+
+@dataclass(kw_only=True)
+class Cell:
+    """How much longer calls of one shape and codec took than their parts say."""
+
+    extra_s: float
+    base_s: float  # what the parts said then
+    count: int  # agreements since the link changed
+    regime: int
+
+
+class GroupModel:
+    """The link, the coding speeds and the corrections that all ranks agree on."""
+
+    def __init__(self) -> None:
+        self.speeds: dict[tuple[Codec, bool, str], Speed] = {}
+        self._ways = {True: _Way(), False: _Way()}  # direct, compressed
+        self._cells: dict[tuple[Shape, Codec], Cell] = {}
+        self._time = 0
+        self.regime = 0
+        """How often the link has changed."""
+
+    @property
+    def knows_link(self) -> bool:
+        return any(way.known for way in self._ways.values())
+
+    @property
+    def link(self) -> LinkMeter:
+        """The meter that saw the link last."""
+        return max(self._ways.values(), key=lambda way: way.at).meter
+
+    def measured(self, send: Send, codec: Codec) -> int:
+        """Returns how many agreements told of this shape and codec since the link changed."""
+        cell = self._cells.get((shape_of(send), codec))
+        return cell.count if cell is not None and cell.regime == self.regime else 0
+
+    def cost(self, send: Send, codec: Codec, speed: Speed | None = None) -> Cost | None:
+        """Returns what a call will take, None while nothing is known of the link.
+
+        ``speed`` is that of the codec where none has been agreed on; None is beyond measure.
+        """
+        if not self.knows_link:
+            return None
+        cost = self._parts(send, codec, speed)
+        base_s = cost.total_s
+        cell = self._nearest_cell(send, codec)
+        extra_s = 0.0 if cell is None else cell.extra_s * min(1.0, base_s / cell.base_s)
+        return Cost(
+            encode_s=cost.encode_s,
+            wire_s=cost.wire_s,
+            decode_s=cost.decode_s,
+            total_s=max(base_s + extra_s, _LEAST * base_s),
+        )
+
+    def least_s(self, send: Send, codec: Codec) -> float:
+        """Returns what a call may take at best, given what it has been measured.
+
+        A cold first call may have taken twice as long as others will. Before a compressed call of this shape
+        and codec has been measured warm, what others took beyond their parts may be no matter of it; before
+        any direct call has been, half a millisecond of the compressed ones' time may be none of their bytes'.
+        """
+        cost = self.cost(send, codec)
+        assert cost is not None
+        measured = self.measured(send, codec)
+        if measured > 1:
+            return cost.total_s
+        if _plan(send, codec).algorithm != "direct":
+            return min(cost.total_s, self._parts(send, codec).total_s)
+        compressed = self._ways[False]
+        if measured or not compressed.known:
+            return cost.total_s / _COLD
+        seen_s = _known(compressed.meter.predict_s(compressed.num_bytes))
+        return cost.total_s * max(0.0, 1.0 - _LATENCY_S / seen_s)
+
+    def believe(self, rate_mbps: float, latency_s: float) -> None:
+        """Takes a link for known until a call has measured it."""
+        way = self._ways[False] = _Way()
+        for num_bytes in _BELIEVED_NBYTES:
+            way.meter.observe(num_bytes, latency_s + num_bytes * 8e-6 / rate_mbps)
+        self._time += 1
+        way.cold, way.at, way.num_bytes = True, self._time, _BELIEVED_NBYTES[-1]
+
+    def learn(self, calls: Sequence[AgreedCall]) -> float:
+        """Takes in calls in the order in which they took place.
+
+        Returns by how much they surprise: 1 is as much as noise explains.
+        """
+        surprise = 0.0
+        groups: dict[tuple[Shape, Codec], list[AgreedCall]] = {}
+        for call in calls:
+            groups.setdefault((shape_of(call.send), call.codec), []).append(call)
+        for group in groups.values():
+            surprise = max(surprise, self._learn(group))
+        return surprise
+
+    def _learn(self, calls: list[AgreedCall]) -> float:
+        """Takes in calls of one shape and codec: as one if they tell nothing new, else one by one."""
+        expected = self.cost(calls[-1].send, calls[-1].codec)
+        surprise = 0.0
+        if expected is not None:
+            estimate = self.link.estimate()
+            noise = 0.0 if estimate is None else 3.0 * estimate.deviation
+            latest = median(call.seconds for call in calls[-3:])
+            surprise = math.log(_factor(latest, expected.total_s)) / max(math.log(_CALM), noise)
+            if surprise < 1.0:
+                calls = [_middle(calls)]
+        for call in calls:
+            self._observe_link(call)
+            self._correct(call)
+        return surprise
+
+    def _observe_link(self, call: AgreedCall) -> None:
+        parts = _plan(call.send, call.codec)
+        direct = parts.algorithm == "direct"
+        if direct:
+            seconds = call.seconds
+        elif call.wire_s_per_byte is not None:
+            seconds = call.wire_s_per_byte * parts.bytes_sent
+        else:
+            return
+        phases = max(1, parts.phases)
+        way, other = self._ways[direct], self._ways[not direct]
+        # What a first call took was cold, and what was seen of the link before it changed is past.
+        if way.cold or self._scale(direct) != 1.0:
+            way.meter, other.other = LinkMeter(), None
+        way.cold = way.at == 0
+        self._time += 1
+        way.at, way.num_bytes = self._time, max(1, parts.bytes_sent // phases)
+        changes = way.meter.num_changes
+        way.meter.observe(way.num_bytes, seconds / phases)
+        self.regime += way.meter.num_changes - changes
+        if other.known:
+            way.other = (self._phase_s(not direct, way.num_bytes), other.meter.num_changes)
+            if other.other is None:
+                other.other = (self._phase_s(direct, other.num_bytes), way.meter.num_changes)
+
+    def _correct(self, call: AgreedCall) -> None:
+        base_s = self._parts(call.send, call.codec).total_s
+        key, regime = (shape_of(call.send), call.codec), self.regime
+        cell = self._cells.get(key)
+        if cell is None:
+            seconds = min(max(call.seconds, base_s / _COLD), base_s * _COLD)
+            self._cells[key] = Cell(extra_s=seconds - base_s, base_s=base_s, count=1, regime=regime)
+            return
+        extra_s = call.seconds - base_s
+        if cell.regime == regime:
+            weight = _WEIGHT if cell.count > 1 else 1.0  # the cold first call is forgotten
+            extra_s = cell.extra_s + weight * (extra_s - cell.extra_s)
+            count = cell.count + 1
+        else:
+            count = 1
+        self._cells[key] = Cell(extra_s=extra_s, base_s=base_s, count=count, regime=regime)
+
+    def _parts(self, send: Send, codec: Codec, speed: Speed | None = None) -> Cost:
+        """What coding and wire take, the one hidden behind the other but for the first and last chunk."""
+        parts = _plan(send, codec)
+        phases = max(1, parts.phases)
+        wire_s = phases * self._phase_s(parts.algorithm == "direct", max(1, parts.bytes_sent // phases))
+        if parts.algorithm == "direct":
+            return Cost(encode_s=0.0, wire_s=wire_s, decode_s=0.0, total_s=wire_s)
+        agreed = self.speeds.get((codec, send.feedback, send.device), speed)
+        speed = Speed(encode_s=0.0, decode_s=0.0) if agreed is None else agreed
+        encode_s, decode_s = parts.encoded * speed.encode_s, parts.decoded * speed.decode_s
+        longer, shorter = max(wire_s, encode_s + decode_s), min(wire_s, encode_s + decode_s)
+        return Cost(
+            encode_s=encode_s,
+            wire_s=wire_s,
+            decode_s=decode_s,
+            total_s=_CALL_S + longer + shorter / parts.chunks,
+        )
+
+    def _phase_s(self, direct: bool, num_bytes: int) -> float:
+        """What a phase of so many bytes takes."""
+        own, other = self._ways[direct], self._ways[not direct]
+        if not own.known:
+            return _known(other.meter.predict_s(num_bytes))
+        return _known(own.meter.predict_s(num_bytes)) * self._scale(direct)
+
+    def _scale(self, direct: bool) -> float:
+        """How much slower the link has become since this way was used, by what the other way saw."""
+        own, other = self._ways[direct], self._ways[not direct]
+        if other.at < own.at or own.other is None:
+            return 1.0
+        then_s, changes = own.other
+        now_s = _known(other.meter.predict_s(own.num_bytes))
+        least = _CALM if other.meter.num_changes > changes else _DRIFT
+        return now_s / then_s if _factor(now_s, then_s) > least else 1.0
+
+    def _nearest_cell(self, send: Send, codec: Codec) -> Cell | None:
+        """The correction of this shape and codec, or the likeliest to resemble it: direct calls resemble each
+        other, compressed ones too, of any codec, and the nearer in size the more.
+        """
+        shape = shape_of(send)
+        if (cell := self._cells.get((shape, codec))) is not None:
+            return cell
+        direct = _plan(send, codec).algorithm == "direct"
+        found: tuple[int, bool, int] | None = None
+        best: Cell | None = None
+        for (other, measured), cell in self._cells.items():
+            if other[:4] != shape[:4] or (measured.name == "none") != direct:
+                continue
+            rank = (abs(other[4] - shape[4]), measured != codec, -cell.count)
+            if found is None or rank < found:
+                found, best = rank, cell
+        return best
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "speeds": [
+                [str(codec), feedback, device, speed.encode_s, speed.decode_s]
+                for (codec, feedback, device), speed in self.speeds.items()
+            ],
+            "time": self._time,
+            "regime": self.regime,
+            "direct": self._ways[True].state_dict(),
+            "compressed": self._ways[False].state_dict(),
+            "cells": [
+                [list(shape), str(codec), cell.extra_s, cell.base_s, cell.count, cell.regime]
+                for (shape, codec), cell in self._cells.items()
+            ],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.speeds = {
+            (to_codec(text), feedback, device): Speed(encode_s=encode_s, decode_s=decode_s)
+            for text, feedback, device, encode_s, decode_s in state["speeds"]
+        }
+        self._time, self.regime = state["time"], state["regime"]
+        self._ways[True].load_state_dict(state["direct"])
+        self._ways[False].load_state_dict(state["compressed"])
+        self._cells = {
+            ((kind, world, dtype, feedback, octave), to_codec(text)): Cell(
+                extra_s=extra_s, base_s=base_s, count=count, regime=regime
+            )
+            for (kind, world, dtype, feedback, octave), text, extra_s, base_s, count, regime in state["cells"]
+        }
+
+
+def _plan(send: Send, codec: Codec) -> Plan:
+    return plan(send.kind, codec, send.numel, send.world, dtype=send.dtype)
+
+
+def _known(seconds: float | None) -> float:
+    assert seconds is not None
+    return max(seconds, 1e-9)
+
+
+def _factor(a: float, b: float) -> float:
+    return max(a, b) / max(min(a, b), 1e-9)
+
+
+def _middle(calls: Sequence[AgreedCall]) -> AgreedCall:
+    """The call of median seconds, the earlier of two."""
+    return sorted(calls, key=lambda call: call.seconds)[(len(calls) - 1) // 2]

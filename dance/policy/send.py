@@ -1,0 +1,53 @@
+"""One send or collective to decide on, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dance.bandwidth import LinkMeter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Send:
+    """What a codec is wanted for: ``numel`` elements of ``dtype`` in ``round``, within ``budget_s`` if given.
+
+    A packet to peers: ``kind`` is what it carries ("gossip", "image"), ``target`` names who receives it where
+    decisions differ by receiver, and ``links`` are the meters of all links that it takes; the slowest counts.
+
+    A collective over ``world`` ranks: ``kind`` is its name ("all_reduce"), ``target`` the tensor's key,
+    ``round`` the number of the group's call (1 is the first), ``links`` is empty. ``feedback``: whether an
+    error feedback keeps what the codec loses. ``device``: where the codec runs, "cpu" or "cuda".
+    """
+
+    kind: str
+    round: int
+    numel: int
+    target: str = ""
+    links: Sequence[LinkMeter] = ()
+    budget_s: float | None = None
+    world: int = 1
+    dtype: str = "float32"
+    feedback: bool = False
+    device: str = "cpu"
+
+    @property
+    def is_collective(self) -> bool:
+        return self.world > 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a collective took at this rank.
+
+    seconds: from its first action to its result, without the time that it queued behind others of the group.
+    encode_s, decode_s: spent in the codec, however much of it the wire hid. wire_bytes, wire_s: payload bytes
+    received, and the length of the union of the intervals in which a payload's receive was posted and not yet
+    complete; wire_s is None for direct calls, which torch times as a whole.
+    """
+
+    seconds: float
+    encode_s: float = 0.0
+    decode_s: float = 0.0
+    wire_bytes: int = 0
+    wire_s: float | None = None

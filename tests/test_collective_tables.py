@@ -1,0 +1,174 @@
+"""The benchmarks of the collectives: what their tables say of given figures, and that runs keep figures."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import auto_tables, collective_tables  # noqa: E402
+from benchmarks.auto_tables import PAYLOAD_SHARE  # noqa: E402
+from benchmarks.findings import Findings, load, machine  # noqa: E402
+from benchmarks.markdown import table  # noqa: E402
+from benchmarks.testbed.ranks import Loopback  # noqa: E402
+from benchmarks.testbed.trial import trial  # noqa: E402
+
+
+def _found(records: list[dict[str, Any]]) -> Findings:
+    return Findings(command="python -m some", machine=machine(), records=records, complete=True)
+
+
+def _rows(text: str) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| :")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_a_table_is_markdown() -> None:
+    assert table(["a", "bb"], [["xyz", "1"]], left=1) == "| a   |  bb |\n| :-- | --: |\n| xyz |   1 |"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "coding_s", "verdict"),
+    [([0.2, 0.3, 0.2], 0.001, "ok"), ([0.5, 0.6, 0.5], 0.001, "slow"), ([0.2, 0.3, 0.2], 0.01, "coding")],
+)
+def test_speed_is_the_median_of_ratios_within_rounds(
+    seconds: list[float], coding_s: float, verdict: str
+) -> None:
+    common = {"link": "100mbit", "ranks": 2, "numel": 1 << 20, "relative_error": 0.01}
+    base = {
+        **common,
+        "codec": "torch float32",
+        "seconds": [0.8, 0.3, 0.9],
+        "bytes_sent": 4,
+        "coding_s": [0.0],
+    }
+    int8 = {**common, "codec": "int8", "seconds": seconds, "bytes_sent": 1, "coding_s": [coding_s] * 3}
+    row = _rows(collective_tables.collectives(_found([base, int8])))[-1]
+    ratios = sorted(slow / fast for slow, fast in zip([0.8, 0.3, 0.9], seconds, strict=True))
+    assert row[4] == f"{ratios[1]:.2f} ({ratios[0]:.2f}..{ratios[2]:.2f})"
+    assert row[5:7] == [">= 2.5", verdict]
+
+
+def test_targets_are_those_of_the_link() -> None:
+    target = collective_tables.target_of
+    assert [target("int8", link, 2) for link in ("loopback", "1gbit", "100mbit", "10mbit")] == [
+        None,
+        2.4,
+        2.5,
+        2.5,
+    ]
+    assert [target("sign", "100mbit", ranks) for ranks in (2, 4)] == [None, 12.0]
+    assert target("topk:ratio=0.01", "10mbit", 4) == 10.0
+    assert target("int4", "1gbit", 2) is None
+
+
+def _steady(link: str, auto_s: float) -> list[dict[str, Any]]:
+    common = {"what": "steady", "link": link, "ranks": 2, "numel": 1 << 20}
+    first = [9.0, 9.0]  # what comes before the third call does not count
+    auto = {**common, "codec": "auto", "seconds": [*first, *[auto_s] * 4], "codecs": ["int8"] * 6}
+    fixed = {"none": 0.1, "int8": 0.05} if link == "100mbit" else {"none": 0.05, "int8": 0.0501}
+    return [auto, *({**common, "codec": codec, "seconds": [s] * 6} for codec, s in fixed.items())]
+
+
+@pytest.mark.parametrize(
+    ("link", "auto_s", "verdict"),
+    [
+        ("100mbit", 0.051, "ok"),
+        ("100mbit", 0.052, "slow"),
+        ("loopback", 0.051, "ok"),
+        ("loopback", 0.06, "slow"),
+    ],
+)
+def test_auto_is_compared_with_the_best(link: str, auto_s: float, verdict: str) -> None:
+    row = _rows(auto_tables.auto_links(_found(_steady(link, auto_s))))[-1]
+    assert row[5].split(",")[0] == ("int8" if link == "100mbit" else "none")
+    assert float(row[6].split()[0]) == pytest.approx(auto_s / 0.05, abs=1e-3)
+    assert row[-1] == verdict
+
+
+def test_a_codec_is_settled_after_its_last_change() -> None:
+    assert auto_tables.settled_by(["int8", "none", "int8", "int8"]) == 3
+    assert auto_tables.settled_by(["int8", "int8"]) == 1
+
+
+def test_calls_until_a_rate_is_believed() -> None:
+    # A call each second; after 25 calls the rate falls to a tenth, and four calls later that is believed.
+    believed = [100.0 * PAYLOAD_SHARE] * 29 + [10.0 * PAYLOAD_SHARE] * 26
+    run = {
+        "what": "varying",
+        "link": "steps",
+        "ranks": 2,
+        "mean_mbps": 55.0,
+        "numel": 1000,
+        "calls": 55,
+        "codec": "auto",
+        "total_s": 55.0,
+        "codecs": ["int8"] * 55,
+        "starts_s": [float(k) for k in range(55)],
+        "believed_mbps": believed,
+        "changes": [[0.0, 100.0], [25.0, 10.0]],
+    }
+    slow = {**run, "believed_mbps": [None] * 55}
+    for records, expected in (([run], ["1", "4", "4", "0"]), ([run, slow], ["2", "inf", "inf", "1"])):
+        row = _rows(auto_tables.auto_links(_found(records)))[-1]
+        assert row[1:5] == expected
+    other = {**run, "codec": "int8", "total_s": 66.0}
+    assert "+20.0%" in auto_tables.auto_links(_found([run, other]))
+
+
+def test_ddp_accuracies_are_means_over_seeds() -> None:
+    def record(hook: str, seed: int, accuracy: float) -> dict[str, Any]:
+        return {"what": "accuracy", "hook": hook, "seed": seed, "steps": 9, "ranks": 2, "accuracy": accuracy}
+
+    records = [record("no hook", 0, 0.98), record("no hook", 1, 0.96)]
+    records += [
+        record("int8", 0, 0.96),
+        record("int8", 1, 0.971),
+        record("sign", 0, 0.9),
+        record("sign", 1, 0.9),
+    ]
+    rows = _rows(collective_tables.ddp(_found(records)))
+    assert [row[1:4] for row in rows[-2:]] == [["96.55%", "-0.45", "ok"], ["90.00%", "-7.00", "worse"]]
+
+
+SMALL = [sys.executable, "-m", "benchmarks.collectives", "--quick", "--ranks", "2", "--codecs", "int8"]
+
+
+def test_a_run_keeps_what_was_measured_before_ctrl_c(tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    run = subprocess.Popen(
+        [*SMALL, "--rates", *["loopback"] * 9, "--out", str(out)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stderr is not None
+    begun = 0
+    for line in run.stderr:
+        begun += "loopback, 2 ranks" in line
+        if begun == 2:
+            break
+    run.send_signal(signal.SIGINT)
+    printed, said = run.communicate(timeout=30)
+    assert run.returncode == 1, said
+    found = load(out)
+    assert found is not None
+    assert [record["codec"] for record in found.records] == ["torch float32", "int8"]
+    assert not found.complete
+    assert "Interrupted" in printed
+
+
+def test_a_trial_reports_a_rank_that_fails() -> None:
+    with (
+        pytest.raises(RuntimeError, match="a rank ended with status 1"),
+        trial("benchmarks.no_such_module", Loopback(1), {}) as records,
+    ):
+        list(records)

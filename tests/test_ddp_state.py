@@ -1,0 +1,172 @@
+"""What is owed to the parameters survives all that happens to a DDP run: nothing is lost, and bits repeat."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from ddp_terms import Ledger, Terms, backward, coefficients, equal_at_all_ranks, owed, same, wrap
+from processes import run_ranks
+
+import dance
+from dance.ddp import CompressionState, reshard
+
+ALGORITHMS = ("int8", "sign", "topk:ratio=0.05", "powersgd:rank=2")
+NAMES = sorted(name for name, _ in Terms().named_parameters())
+VECTORS = {name for name, p in Terms().named_parameters() if p.ndim == 1}
+# Every step rounds a few sums of float32, of up to 16 times the largest gradient where sign owes much.
+ROUNDING = 10 * 4 * 16 * 2.0**-24
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_nothing_is_lost_when_buckets_are_rebuilt_or_the_codec_changes(world: int) -> None:
+    for answers in run_ranks(_conserve, world, world):
+        for algorithm, (gap, equal, layouts, names) in answers.items():
+            assert gap < ROUNDING, (algorithm, gap)
+            assert equal, algorithm
+            assert len(layouts[0]) == 1, algorithm
+            assert len(layouts[1]) > 2, algorithm
+            assert layouts[1] == layouts[-1], algorithm
+            # PowerSGD sends vectors as they are: they owe nothing.
+            vectors = VECTORS if algorithm.startswith("powersgd") else set()
+            assert names == [name for name in NAMES if name not in vectors], algorithm
+
+
+def _conserve(rank: int, world: int) -> dict[str, tuple[float, bool, list[list[list[str]]], list[str]]]:
+    answers = {}
+    for algorithm in (*ALGORITHMS, "changing"):
+        ddp = wrap(Terms())
+        changing = algorithm == "changing"
+        state = dance.ddp.attach(ddp, "int8" if changing else algorithm, min_bytes=0)
+        ledger, equal, layouts = Ledger(), True, []
+        for step in range(8):
+            if changing:
+                state.codec = (*ALGORITHMS, "none", "powersgd:rank=1", "int4", "powersgd:rank=2")[step]
+            applied = backward(ddp, coefficients(rank, step))
+            ledger.book(rank, world, step, applied)
+            equal &= equal_at_all_ranks(applied)
+            layouts.append(state.layout.buckets)
+        names = sorted(state.state_dict()["residuals"]["residuals"])
+        answers[algorithm] = (ledger.gap(owed(state)), equal, layouts, names)
+    return answers
+
+
+RESUMED = ("int8:rounding=stochastic", "topk:ratio=0.05", "powersgd:rank=2")
+
+
+def test_a_resumed_run_and_a_new_ddp_instance_have_the_bits_of_an_uninterrupted_run() -> None:
+    for rank, answers in enumerate(run_ranks(_resume, 2)):
+        for algorithm, (resumed, again, differs) in answers.items():
+            assert resumed, (rank, algorithm)
+            assert again, (rank, algorithm)
+            assert differs, (rank, algorithm)
+
+
+def _resume(rank: int) -> dict[str, tuple[bool, bool, bool]]:
+    answers = {}
+    for algorithm in RESUMED:
+        model, other = Terms(), Terms()
+        ddp, second = wrap(model), wrap(other)
+        state = dance.ddp.attach(ddp, algorithm, min_bytes=0, seed=5)
+        kept = dance.ddp.attach(second, algorithm, min_bytes=0, seed=5)
+        for step in range(3):
+            backward(ddp, coefficients(rank, step))
+            backward(second, coefficients(rank, step))
+        with tempfile.TemporaryDirectory() as folder:
+            torch.save(state.state_dict(), Path(folder) / "state.pt")
+            snapshot = torch.load(Path(folder) / "state.pt", weights_only=True)
+        fresh = wrap(Terms())
+        loaded = dance.ddp.attach(fresh, algorithm, min_bytes=0, seed=5)
+        loaded.load_state_dict(snapshot)
+        empty = wrap(Terms())
+        dance.ddp.attach(empty, algorithm, min_bytes=0, seed=5)
+        del second
+        second = wrap(other)  # a new instance around the same model, by torch's own call
+        second.register_comm_hook(kept, dance.ddp.compress_hook)
+        resumed = again = differs = True
+        for step in range(3, 6):
+            given = coefficients(rank, step)
+            applied = backward(ddp, given)
+            resumed &= same(applied, backward(fresh, given))
+            again &= same(applied, backward(second, given))
+            differs &= not same(applied, backward(empty, given))
+        answers[algorithm] = (resumed, again, differs)
+    return answers
+
+
+def test_another_world_size_owes_the_same_sum() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for algorithm, gaps, factors in run_ranks(_resize, 4, folder)[0]:
+            assert max(gaps) < ROUNDING, (algorithm, gaps)
+            assert factors, algorithm
+
+
+def _resize(rank: int, folder: str) -> list[tuple[str, list[float], bool]]:
+    answers = []
+    groups = [dist.new_group(list(range(world))) for world in (4, 2, 3)]
+    for number, algorithm in enumerate(ALGORITHMS):
+        ledger, gaps, factors, former = Ledger(), [], True, 0
+        for first, (group, world) in zip((0, 3, 6), zip(groups, (4, 2, 3), strict=True), strict=True):
+            if rank < world:
+                ddp = wrap(Terms(), process_group=group)
+                state = dance.ddp.attach(ddp, algorithm, min_bytes=0)
+                if former:
+                    saved = [
+                        torch.load(f"{folder}/{number}-{former}-{each}.pt", weights_only=True)
+                        for each in range(former)
+                    ]
+                    state.load_state_dict(reshard(saved, rank, world))
+                    gaps.append(ledger.gap(owed(state, group)))
+                    factors &= same(saved[0]["factors"]["factors"], state.state_dict()["factors"]["factors"])
+                for step in range(first, first + 3):
+                    ledger.book(rank, world, step, backward(ddp, coefficients(rank, step)))
+                gaps.append(ledger.gap(owed(state, group)))
+                torch.save(state.state_dict(), f"{folder}/{number}-{world}-{rank}.pt")
+            former = world
+            dist.barrier()
+        answers.append((algorithm, gaps, factors))
+    return answers
+
+
+def test_a_snapshot_of_another_rank_or_world_is_refused() -> None:
+    for messages in run_ranks(_refuse, 2):
+        assert "of rank 1 of 2, this is rank 0 of 2" in messages[0] or "of rank 0 of 2" in messages[0]
+        assert "of rank 0 of 3" in messages[1]
+        assert "dance.ddp.reshard" in messages[1]
+        assert "one rank's of 2, the group has 1" in messages[2]
+
+
+def _refuse(rank: int) -> list[str]:
+    messages = []
+
+    def note(call: Any, *args: Any) -> None:
+        with pytest.raises(ValueError, match=r"dance\.ddp\.reshard|every rank loads its own") as caught:
+            call(*args)
+        messages.append(str(caught.value))
+
+    alone = [dist.new_group([each]) for each in range(2)][rank]
+    ddp = wrap(Terms())
+    state = dance.ddp.attach(ddp, "int8")
+    backward(ddp, coefficients(rank, 0))
+    snapshot = state.state_dict()
+    note(state.load_state_dict, {**snapshot, "rank": 1 - rank})
+    note(state.load_state_dict, {**snapshot, "rank": 0, "world": 3})
+    single = wrap(Terms(), process_group=alone)
+    dance.ddp.attach(single, state=state)
+    note(backward, single, coefficients(rank, 1))
+    return messages
+
+
+def test_reshard_wants_all_snapshots_in_their_order() -> None:
+    snapshot = CompressionState("int8").state_dict()
+    of_two = [{**snapshot, "rank": rank, "world": 2} for rank in range(2)]
+    assert reshard(of_two, 1, 2)["rank"] == 1
+    for wrong in (of_two[:1], of_two[::-1], [*of_two, of_two[0]]):
+        with pytest.raises(ValueError, match="expected the snapshots of all ranks in their order"):
+            reshard(wrong, 0, 3)
+    with pytest.raises(ValueError, match="expected what state_dict or reshard gave"):
+        CompressionState("int8").load_state_dict({})

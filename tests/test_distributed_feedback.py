@@ -1,0 +1,183 @@
+"""Error feedback through collectives: nothing is lost, whatever changes: codec, grouping or world."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import collective_oracle as oracle
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from processes import run_ranks
+from test_distributed import RULES, _input, _raw, _seeds, _small_rules, _tensor
+
+import dance
+import dance.distributed as dd
+from dance.feedback import reshard
+
+NUMEL = 2777
+STEPS = 6
+UNBOUNDED = next(t for t in ("qsgd:levels=3,norm=l2,block=4096",) if not dance.codec(t).bounded)
+CODECS = ("int8", "int4:rounding=stochastic", "sign:block=64", "topk:ratio=0.05", "dgc:ratio=0.05", "bf16")
+
+
+def _steps(rank: int) -> dict[str, Any]:
+    _small_rules()
+    found: dict[str, Any] = {}
+    for text in CODECS:
+        feedback = dance.ErrorFeedback(text)
+        outputs = []
+        for step in range(STEPS):
+            x = _tensor(_input(rank, NUMEL, step=step))
+            dd.all_reduce(x, feedback=feedback, key="w", min_bytes=0)
+            outputs.append(_raw(x))
+        found[text] = (outputs, feedback.state_dict()["residuals"]["w"].numpy().copy())
+    return found
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_outputs_and_residuals_telescope_and_have_the_bits_of_the_oracle(world: int) -> None:
+    ranks = run_ranks(_steps, world)
+    for text in CODECS:
+        residuals = [np.zeros(NUMEL, np.float32) for _ in range(world)]
+        for step in range(STEPS):
+            inputs = [_input(rank, NUMEL, step=step) for rank in range(world)]
+            expected = oracle.all_reduce(
+                text, inputs, residuals=residuals, seeds=partial(_seeds, "w", step), rules=RULES
+            )
+            residuals = expected.residuals
+            for rank in range(world):
+                np.testing.assert_array_equal(ranks[rank][text][0][step], expected.output, f"{text} {step}")
+        for rank in range(world):
+            np.testing.assert_array_equal(ranks[rank][text][1], residuals[rank], text)
+        put_in = sum(
+            _input(rank, NUMEL, step=step).astype(np.float64)
+            for rank in range(world)
+            for step in range(STEPS)
+        )
+        came_out = sum(output.astype(np.float64) for output in ranks[0][text][0])
+        owed = sum(ranks[rank][text][1].astype(np.float64) for rank in range(world))
+        # Each encode and each sum rounds once, within 2^-24 of what is at most 8 * world * STEPS.
+        bound = STEPS * (2 * world + 2) * 2.0**-24 * 8 * world * STEPS
+        assert np.abs(put_in - came_out - owed).max() <= bound, text
+
+
+def _changing(rank: int, world: int) -> None:
+    """Codecs, algorithms and groupings change from step to step; the sum is kept all along."""
+    _small_rules()
+    feedback = dance.ErrorFeedback("int8")
+    shapes = [(900,), (3, 200), (1277,)]
+    keys = ["a", "b", "c"]
+    put_in, came_out = 0.0, 0.0
+    plans = (
+        ("int8", True),
+        ("topk:ratio=0.1", True),
+        ("sign:block=64", False),
+        (["int8", "bf16", "int8"], True),
+        ("none", False),
+        ("int4", False),
+        ("int2", True),
+    )
+    for step, (codec, together) in enumerate(plans):
+        tensors = [
+            _tensor(_input(rank + 10 * k, int(np.prod(s)), step=step)).view(s) for k, s in enumerate(shapes)
+        ]
+        put_in = put_in + torch.cat([t.reshape(-1) for t in tensors]).double()
+        if together:
+            dd.all_reduce_coalesced(tensors, codec=codec, keys=keys, feedback=feedback, min_bytes=0)
+        else:
+            for key, tensor in zip(keys, tensors, strict=True):
+                dd.all_reduce(tensor, codec=codec, key=key, feedback=feedback, min_bytes=0)
+        came_out = came_out + torch.cat([t.reshape(-1) for t in tensors]).double()
+        owed = torch.cat([feedback.residual(key).reshape(-1) for key in keys]).double()
+        total = torch.stack([put_in, owed])
+        dist.all_reduce(total)
+        assert (total[0] - total[1] - came_out).abs().max().item() <= 1e-4, (step, codec)
+        if codec == "none":
+            assert not owed.any()
+    with pytest.raises(ValueError, match="has shape"):
+        dd.all_reduce(torch.ones(5), codec="int8", key="a", feedback=feedback, min_bytes=0)
+    with pytest.raises(ValueError, match="no bound"):
+        dd.all_reduce(torch.ones(900), codec=UNBOUNDED, key="a", feedback=feedback, min_bytes=0)
+    with pytest.raises(ValueError, match="keys"):
+        dd.all_reduce_coalesced([torch.ones(900)], codec="int8", feedback=feedback, min_bytes=0)
+    x = torch.randn(999)
+    out = torch.zeros(999)
+    sent = torch.zeros(999)
+    gathered = torch.empty(world * 999)
+    for _ in range(5):
+        dd.all_gather_into_tensor(gathered, x, codec="int2", key="g", feedback=feedback, min_bytes=0)
+        sent += gathered[rank * 999 : (rank + 1) * 999]
+    assert torch.allclose(sent + feedback.residual("g"), 5 * x, atol=1e-4)
+    wide = torch.randn(999 * world)
+    for codec in ("int4", "none"):
+        dd.reduce_scatter_tensor(out, wide, codec=codec, key="s", feedback=feedback, min_bytes=0)
+        first = out if codec == "int4" else first + out  # noqa: F821
+        first = first.clone()
+    exact = torch.empty(999)
+    dist.reduce_scatter_tensor(exact, wide)
+    assert torch.allclose(first, 2 * exact, atol=1e-4)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_change_of_codec_or_grouping_loses_nothing(world: int) -> None:
+    run_ranks(_changing, world, world)
+
+
+def _interrupted(rank: int, world: int) -> tuple[np.ndarray, np.ndarray]:
+    _small_rules()
+    whole, first = (dance.ErrorFeedback("int4:rounding=stochastic") for _ in range(2))
+    for step in range(4):
+        a = _tensor(_input(rank, NUMEL, step=step))
+        b = a.clone()
+        dd.all_reduce(a, feedback=whole, key="w", min_bytes=0)
+        if step == 2:  # another process would load what this one saved
+            state = first.state_dict()
+            first = dance.ErrorFeedback("int4:rounding=stochastic")
+            others = {"codec": state["codec"], "residuals": {}}
+            states = [state if r == rank else others for r in range(world)]
+            first.load_state_dict(reshard(states, rank, world))
+        dd.all_reduce(b, feedback=first, key="w", min_bytes=0)
+    return _raw(a), _raw(b)
+
+
+def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one() -> None:
+    for whole, resumed in run_ranks(_interrupted, 3, 3):
+        np.testing.assert_array_equal(whole, resumed)
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 2), (3, 2), (2, 5), (3, 1)])
+def test_reshard_keeps_the_sum(before: int, after: int) -> None:
+    states = []
+    for rank in range(before):
+        feedback = dance.ErrorFeedback("int8")
+        for key, numel in (("a", 1000), (None, 30)):
+            feedback.encode(_tensor(_input(rank, numel)), key)
+        states.append(feedback.state_dict())
+    loaded = []
+    for rank in range(after):
+        feedback = dance.ErrorFeedback("int8")
+        feedback.load_state_dict(reshard(states, rank, after))
+        loaded.append(feedback)
+    for key, numel in (("a", 1000), (None, 30)):
+        of = [s["residuals"]["a"] if key == "a" else s["unnamed_residual"] for s in states]
+        total = sum(r.double() for r in of)
+        kept = [f.residual(key) for f in loaded]
+        assert all(r is None for r in kept[before:])
+        assert all(f.step(key) == 1 for f in loaded)
+        now = sum(r.double() for r in kept if r is not None)
+        assert (total - now).abs().max().item() <= before * 2.0**-24 * total.abs().max().item() * before
+        assert total.abs().max().item() > 0.0
+        assert now.shape == (numel,)
+
+
+def test_reshard_refuses_what_it_cannot_do() -> None:
+    state = dance.ErrorFeedback("int8").state_dict()
+    other = dance.ErrorFeedback("sign").state_dict()
+    with pytest.raises(ValueError, match="one run"):
+        reshard([state, other], 0, 1)
+    with pytest.raises(ValueError, match="rank 2, world 2"):
+        reshard([state], 2, 2)
+    assert reshard([state], 0, 1) == state

@@ -1,0 +1,161 @@
+"""The C++ front door by itself: what it refuses though dance never asks, and what the environment sets."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dance
+from dance import _native
+
+NUMEL = 300
+X = np.arange(NUMEL, dtype=np.float32)
+INT8 = dance.codec("int8").spec(NUMEL)
+PAYLOAD = np.zeros(_native.payload_nbytes(INT8, 0, NUMEL), np.uint8)
+
+
+def encode(**changes: int) -> tuple[int, int]:
+    arguments = {
+        "operation": 0,
+        "x": _native.address(X),
+        "dtype": 0,
+        "state": 0,
+        "state_dtype": 0,
+        "numel": NUMEL,
+        "seed": 0,
+        "payload": _native.address(PAYLOAD),
+        "payload_nbytes": PAYLOAD.nbytes,
+        "device": -1,
+        "stream": 0,
+        "flags": 0,
+        "scratch": 0,
+    }
+    return _native.encode(codec=INT8, **(arguments | changes))  # type: ignore[arg-type]
+
+
+def reduction(numel: int = NUMEL, *packets: int, device: int = -1) -> _native.Reduction:
+    """Of packets with so many elements, all in the same memory."""
+    made = _native.Reduction(numel, 1.0, device, 0)
+    for own in packets:
+        spec = dance.codec("int8").spec(own)
+        nbytes = _native.payload_nbytes(spec, 0, own)
+        made.add(spec, 0, 0, _native.address(PAYLOAD), nbytes, own)
+    return made
+
+
+def encode_into(made: _native.Reduction, payload: np.ndarray) -> _native.Reduction:
+    made.encode(INT8, 0, 0, 0, 0, _native.address(payload), payload.nbytes, 0)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"operation": 3}, "operation 3 is unknown"),
+        ({"operation": -1}, "operation -1 is unknown"),
+        ({"dtype": 3}, "dtype 3 is unknown"),
+        ({"state_dtype": 255}, "dtype 255 is unknown"),
+        ({"operation": 1}, "int8: this operation needs a residual or reference"),
+        ({"payload_nbytes": 307}, "a payload of 300 elements has 308 bytes, got 307"),
+        ({"payload": _native.address(PAYLOAD) + 1}, "must be aligned to 4 bytes"),
+    ],
+)
+def test_encode_refuses(changes: dict[str, int], says: str) -> None:
+    assert encode() == (-1, 0)
+    with pytest.raises(ValueError, match=says):
+        encode(**changes)
+
+
+@pytest.mark.parametrize("spec", [{"id": 200}, {"id": 2, "mode": 77}, {"id": 0, "values": 1}])
+def test_a_spec_that_no_codec_has_is_refused(spec: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"unknown|has no|must be"):
+        _native.payload_nbytes(_native.Spec(**spec), 0, NUMEL)
+
+
+def test_reduce_refuses() -> None:
+    out = np.zeros(NUMEL, np.float32)
+    other = np.zeros_like(PAYLOAD)
+    with pytest.raises(ValueError, match="at least one packet"):
+        reduction().run(0)
+    with pytest.raises(ValueError, match="either an output array or a packet"):
+        reduction(NUMEL, NUMEL).run(0)
+    both = encode_into(reduction(NUMEL, NUMEL), other)
+    both.store(_native.address(out), 0)
+    with pytest.raises(ValueError, match="either an output array or a packet"):
+        both.run(0)
+    with pytest.raises(ValueError, match="packet 1 has 299 elements, not 300"):
+        encode_into(reduction(NUMEL, NUMEL, NUMEL - 1), other).run(0)
+    with pytest.raises(ValueError, match="shares memory with packet 0"):
+        encode_into(reduction(NUMEL, NUMEL), PAYLOAD).run(0)
+    assert encode_into(reduction(NUMEL, NUMEL), other).run(0) == (-1, 0)
+
+
+@pytest.mark.skipif(_native.cuda_built(), reason="this build has CUDA code")
+def test_a_build_without_cuda_says_so() -> None:
+    address = _native.address(X)
+    spec = dance.codec("topk:ratio=0.1").spec(NUMEL)
+    calls: list[Callable[[], object]] = [
+        lambda: encode(device=0),
+        lambda: _native.decode(
+            INT8, 0, 0, _native.address(PAYLOAD), PAYLOAD.nbytes, address, 0, NUMEL, False, 1.0, 0, 0, 0
+        ),
+        lambda: encode_into(reduction(NUMEL, NUMEL, device=0), np.zeros_like(PAYLOAD)).run(0),
+        lambda: reduction(NUMEL, NUMEL, device=0).scratch_nbytes(),
+        lambda: _native.mix(address, address, address, 0, 0.5, NUMEL, 0, 0),
+        lambda: _native.cuda_scratch_nbytes(spec, 0, NUMEL),
+    ]
+    for call in calls:
+        with pytest.raises(dance.UnavailableError, match="no CUDA code; install nvcc"):
+            call()
+    assert _native.cuda_scratch_nbytes(INT8, 0, 0) == 0
+
+
+def run(code: str, **environment: str) -> str:
+    """What a new process prints, or the message of the error it ends with."""
+    names = ("DANCE_CPU", "DANCE_NUM_THREADS", "OMP_NUM_THREADS", "LOCAL_WORLD_SIZE")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent,
+        env={name: value for name, value in os.environ.items() if name not in names} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return (done.stdout or done.stderr).strip().splitlines()[-1]
+
+
+def test_the_environment_chooses_the_number_of_threads() -> None:
+    code = "import dance; print(dance.info()['threads'])"
+    cpus = min(len(os.sched_getaffinity(0)), 256)
+    for environment, threads in (
+        ({}, cpus),
+        ({"DANCE_NUM_THREADS": "5", "OMP_NUM_THREADS": "3"}, 5),
+        ({"DANCE_NUM_THREADS": "", "OMP_NUM_THREADS": "3,2"}, 3),
+        ({"OMP_NUM_THREADS": "100000"}, 256),
+        ({"OMP_NUM_THREADS": "many"}, cpus),
+        ({"LOCAL_WORLD_SIZE": "2"}, max(1, cpus // 2)),
+        ({"LOCAL_WORLD_SIZE": "1000"}, 1),
+    ):
+        assert run(code, **environment) == str(threads), environment
+    for wrong in ("0", "257", "4,2", "two"):
+        assert f"DANCE_NUM_THREADS={wrong}: expected a whole number from 1 to 256" in run(
+            code, DANCE_NUM_THREADS=wrong
+        )
+    with pytest.raises(ValueError, match="expected 1 to 256, got 257"):
+        dance.set_num_threads(257)
+
+
+def test_the_environment_chooses_the_cpu_target() -> None:
+    code = "import dance; print(dance.info()['cpu_target'])"
+    built = dance.info()["cpu_targets"]
+    assert run(code) in built
+    assert run(code, DANCE_CPU="baseline") == "baseline"
+    assert "DANCE_CPU=sse9: unknown CPU target; this build has baseline" in run(code, DANCE_CPU="sse9")
+    for name in {"avx2", "avx512", "neon"} - set(built):
+        assert f"UnavailableError: DANCE_CPU={name}: not in this build" in run(code, DANCE_CPU=name)

@@ -1,0 +1,251 @@
+"""Peers that send what they should not, or nothing: the receiver says so, keeps running, and never hangs."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from processes import run_ranks
+
+import dance.distributed as dd
+from dance.errors import FrameError, NonFiniteError, PeerError
+from dance.exchange import wire
+
+NUMEL = 20000
+_SEAL = wire.Outgoing.seal
+
+
+def _random(message: wire.Outgoing, rank: int, stamp: int) -> torch.Tensor:
+    sealed = _SEAL(message, rank, stamp)
+    return torch.randint(0, 256, sealed.shape, dtype=torch.uint8)
+
+
+def _flipped(at: int) -> Callable[..., torch.Tensor]:
+    def seal(message: wire.Outgoing, rank: int, stamp: int) -> torch.Tensor:
+        sealed = _SEAL(message, rank, stamp)
+        sealed[at] ^= 1
+        return sealed
+
+    return seal
+
+
+def _truncated(message: wire.Outgoing, rank: int, stamp: int) -> torch.Tensor:
+    return _SEAL(message, rank, stamp)[:-100]
+
+
+def _other_call(message: wire.Outgoing, rank: int, stamp: int) -> torch.Tensor:
+    return _SEAL(message, rank, stamp + 1)
+
+
+def _other_sender(message: wire.Outgoing, rank: int, stamp: int) -> torch.Tensor:
+    return _SEAL(message, rank + 1, stamp)
+
+
+FAULTS: dict[str, tuple[Callable[..., torch.Tensor], type[Exception], str]] = {
+    "garbage": (_random, FrameError, "from rank 1"),
+    "an altered header": (_flipped(20), FrameError, "from rank 1"),
+    "an altered payload": (_flipped(5000), FrameError, "checksum"),
+    "a truncated payload": (_truncated, FrameError, "checksum"),
+    "another call": (_other_call, PeerError, "is of call"),
+    "another sender": (_other_sender, PeerError, "from rank 2"),
+}
+
+
+def _works(world: int) -> None:
+    x = torch.full((NUMEL,), 1.0)
+    dd.all_reduce(x, codec="bf16")
+    assert torch.equal(x, torch.full_like(x, float(world)))
+
+
+def _faulty(rank: int, world: int) -> None:
+    for name, (seal, error, text) in FAULTS.items():
+        if rank == 1:
+            wire.Outgoing.seal = seal  # type: ignore[method-assign]
+        x = torch.ones(NUMEL)
+        if rank != 1:
+            with pytest.raises((FrameError, PeerError)) as caught:
+                dd.all_reduce(x, codec="int8")
+            if rank == 0 or world == 2:
+                assert isinstance(caught.value, error), (name, caught.value)
+                assert text in str(caught.value), (name, caught.value)
+        elif world > 2:  # who sent it hears of it: the others depended on it
+            with pytest.raises(PeerError, match="refuse"):
+                dd.all_reduce(x, codec="int8")
+        else:
+            dd.all_reduce(x, codec="int8")
+        wire.Outgoing.seal = _SEAL  # type: ignore[method-assign]
+        _works(world)
+    before = dd.stats()["failed"]
+    for mine in ({"codec": "int4"}, {"numel": NUMEL + 256}):
+        codec, numel = mine.get("codec", "int8"), mine.get("numel", NUMEL)
+        x = torch.ones(numel if rank == 1 else NUMEL)
+        with pytest.raises(PeerError, match=r"expected|refuse"):
+            dd.all_reduce(x, codec=codec if rank == 1 else "int8")
+        _works(world)
+    assert dd.stats()["failed"] == before + 2
+
+
+def test_what_a_peer_should_not_send_is_refused_and_the_group_goes_on() -> None:
+    run_ranks(_faulty, 2, 2)
+
+
+def test_in_two_shots_all_ranks_learn_of_what_one_refused() -> None:
+    run_ranks(_faulty, 3, 3)
+
+
+def _absent(rank: int) -> float:
+    group = dist.new_group(timeout=timedelta(seconds=2))
+    x = torch.ones(NUMEL)
+    dd.all_reduce(x, codec="int8", group=group)
+    start_s = time.monotonic()
+    if rank == 0:
+        with pytest.raises(PeerError, match="did not get through"):
+            dd.all_reduce(x, codec="int8", group=group)
+        seconds = time.monotonic() - start_s
+        with pytest.raises(PeerError, match="of no more use"):
+            dd.all_reduce(x, codec="int8", group=group)
+        dist.barrier()
+        return seconds
+    dist.barrier()
+    return 0.0
+
+
+def test_nobody_waits_longer_than_the_timeout_of_the_group() -> None:
+    assert run_ranks(_absent, 2)[0] < 10.0
+
+
+_OVERLONG = """
+import sys, torch, torch.distributed as dist
+import dance.distributed as dd
+from dance.exchange import wire
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=sys.argv[2], rank=rank, world_size=2)
+x = torch.ones(20000)
+dd.all_reduce(x, codec="int8")
+if rank == 1:
+    seal = wire.Outgoing.seal
+    wire.Outgoing.seal = lambda *given: torch.cat([seal(*given), torch.zeros(1000, dtype=torch.uint8)])
+try:
+    dd.all_reduce(x, codec="int8")
+except Exception as error:
+    print("refused:", error)
+    sys.exit(3)
+print("taken", x[:3])
+"""
+
+
+def test_an_overlong_message_never_passes_silently(tmp_path: Path) -> None:
+    store = f"file://{tmp_path}/store"
+    command = [sys.executable, "-c", _OVERLONG]
+    workers = [
+        subprocess.Popen(
+            [*command, str(rank), store], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    try:
+        out, _ = workers[0].communicate(timeout=60)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
+    assert "taken" not in out
+    assert workers[0].returncode in (-signal.SIGABRT, 3)
+
+
+# --------------------------------------------------------------------------------------------- non-finite
+
+
+def _nonfinite(rank: int, world: int) -> None:
+    for at in (5, NUMEL - 1):
+        for codec in ("int8", "topk:ratio=0.1"):
+            x = torch.full((NUMEL,), 1.0)
+            if rank == 1:
+                x[at] = float("nan")
+            feedback = dd_feedback(codec)
+            with pytest.raises(NonFiniteError) as caught:
+                dd.all_reduce(x, feedback=feedback, key="w")
+            assert (caught.value.index == at) == (rank == 1)
+            assert torch.isfinite(x).all()
+            assert torch.isfinite(feedback.residual("w")).all()
+            _works(world)
+            x = torch.full((NUMEL,), 1.0)
+            if rank == 1:
+                x[at] = float("inf")
+            work = dd.all_reduce(x, codec=codec, nonfinite="zero", async_op=True)
+            work.wait()
+            assert work.stats().nonfinite is True
+            assert torch.isfinite(x).all()
+            both = [torch.empty_like(x) for _ in range(world)]
+            dist.all_gather(both, x)
+            assert all(torch.equal(each, x) for each in both)
+    wide = torch.ones(NUMEL * world)
+    if rank == 1:
+        wide[0] = float("inf")  # for rank 0; all learn of it
+    with pytest.raises(NonFiniteError):
+        dd.reduce_scatter_tensor(torch.empty(NUMEL), wide, codec="int8")
+    huge = torch.full((NUMEL,), 3e38)  # finite, and their sum is not
+    dd.all_reduce(huge, codec="none")
+    assert torch.isinf(huge).all()
+
+
+def dd_feedback(codec: str) -> Any:
+    from dance import ErrorFeedback
+
+    return ErrorFeedback(codec)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_what_is_not_finite_is_reported_at_all_ranks_and_stops_nobody(world: int) -> None:
+    run_ranks(_nonfinite, world, world)
+
+
+# ----------------------------------------------------------------------------------------- time on the wire
+
+
+def _late(rank: int, world: int) -> list[tuple[float, float]]:
+    found = []
+    for late in (None, 1, None):
+        for codec in ("int8", "topk:ratio=0.01"):
+            dist.barrier()
+            if rank == late:
+                time.sleep(0.5)
+            x = torch.ones(1 << 18)
+            work = dd.all_reduce(x, codec=codec, async_op=True)
+            work.wait()
+            found.append((work.stats().seconds, work.stats().wire_s))
+    return found
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_late_rank_does_not_change_what_is_measured_of_the_link(world: int) -> None:
+    ranks = run_ranks(_late, world, world)
+    for rank in set(range(world)) - {1}:
+        for seconds, wire_s in ranks[rank][2:4]:
+            assert seconds > 0.4
+            assert wire_s < 0.25  # some 10 ms on an idle machine
+
+
+def test_union_of_intervals() -> None:
+    assert wire._union_s([]) == 0.0
+    assert wire._union_s([(0.0, 1.0), (0.5, 2.0), (3.0, 4.0), (3.2, 3.5)]) == 3.0
+
+
+def test_an_arena_gives_the_same_memory_again() -> None:
+    arena = wire.Arena()
+    first = [arena.take(n) for n in (100, 1000)]
+    assert first[0].data_ptr() != first[1].data_ptr()
+    arena.reset()
+    again = [arena.take(n) for n in (100, 1000)]
+    arena.reset()
+    assert [t.data_ptr() for t in again] == [arena.take(n).data_ptr() for n in (100, 1000)]
+    assert arena.take(1 << 20).numel() == 1 << 20
