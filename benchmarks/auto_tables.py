@@ -175,41 +175,54 @@ def plot(found: Findings) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     runs: dict[str, dict[str, Any]] = {}
     for record in found.of(what="varying", codec=AUTO):
         runs.setdefault(record["link"], record)
+    used = dict.fromkeys(codec for run in runs.values() for codec in run["codecs"])
+    colors = {codec: f"C{number}" for number, codec in enumerate(used)}
     columns = 2
     lines = -(-len(runs) // columns)
     figure, axes = pyplot.subplots(lines, columns, figsize=(11, 2.8 * lines), squeeze=False)
     for axis in axes.flat[len(runs) :]:
         axis.axis("off")
+    entries: dict[str, Any] = {}
     for axis, (link, run) in zip(axes.flat, runs.items(), strict=False):
-        end_s = run["starts_s"][-1]
-        changes = [change for change in run["changes"] if change[0] <= end_s]
-        times = [time_s for time_s, _ in changes] + [end_s]
-        rates = [mbps for _, mbps in changes] + [changes[-1][1]]
-        axis.step(times, rates, where="post", color="0.3", linewidth=1.2, label="true rate")
-        for codec in dict.fromkeys(run["codecs"]):
-            points = [
-                (start_s, mbps)
-                for start_s, mbps, used in zip(
-                    run["starts_s"], run["believed_mbps"], run["codecs"], strict=True
-                )
-                if used == codec and mbps is not None
-            ]
-            if points:
-                axis.plot(*zip(*points, strict=True), ".", markersize=4, label=f"believed, sent {codec}")
-        axis.set_yscale("log")
+        _draw(axis, run, colors)
         axis.set_title(link, fontsize=9)
         axis.set_ylabel("Mbit/s")
-        axis.legend(fontsize=7, loc="best")
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axis.yaxis.set_minor_formatter(ticker.NullFormatter())
+        lines_drawn, labels = axis.get_legend_handles_labels()
+        entries |= dict(zip(labels, lines_drawn, strict=True))
     for axis in axes[-1]:
         axis.set_xlabel("seconds")
-    figure.tight_layout()
+    figure.legend(entries.values(), entries.keys(), loc="lower center", ncols=3, fontsize=8)
+    figure.tight_layout(rect=(0, 0.16 / lines, 1, 1))
     figure.savefig(PLOT, dpi=110)
     pyplot.close(figure)
+
+
+def _draw(axis: Any, run: dict[str, Any], colors: dict[str, str]) -> None:
+    """One link: its rate as a line, and a dot for what was believed at each call, colored by its codec."""
+    end_s = run["starts_s"][-1]
+    changes = [change for change in run["changes"] if change[0] <= end_s]
+    times = [time_s for time_s, _ in changes] + [end_s]
+    rates = [mbps for _, mbps in changes] + [changes[-1][1]]
+    axis.step(times, rates, where="post", color="0.3", linewidth=1.2, label="true rate, with headers")
+    calls = zip(run["starts_s"], run["believed_mbps"], run["codecs"], strict=True)
+    dots = [(start_s, mbps, codec) for start_s, mbps, codec in calls if mbps is not None]
+    for codec, color in colors.items():
+        own = [(start_s, mbps) for start_s, mbps, used in dots if used == codec]
+        if own:
+            axis.plot(
+                *zip(*own, strict=True), ".", markersize=4, color=color, label=f"believed, sending {codec}"
+            )
+    heights = [*rates, *(mbps for _, mbps, _ in dots)]
+    axis.set_yscale("log")
+    axis.set_ylim(min(heights) / 1.6, max(heights) * 1.6)
 
 
 def auto_links_with_plot(found: Findings) -> str:

@@ -66,7 +66,8 @@ def main() -> int:
         for ranks in config.ranks[:1] if config.quick else config.ranks:
             hooks = [NO_HOOK, TORCH_FP16, TORCH_POWERSGD_ONE_BUCKET, *config.codecs]
             failure = _run(found, config.rate, ranks, {"what": "time", "hooks": hooks, "rounds": rounds})
-            found.failures += [] if failure is None else [failure]
+            if failure is not None:
+                found.failures.append(f"time, {config.rate}, {ranks} ranks: {failure}")
             # It may never come back: alone, and if it fails, that is what was found.
             alone = {"what": "time alone", "hooks": [NO_HOOK, TORCH_POWERSGD], "rounds": rounds}
             failure = _run(found, config.rate, ranks, alone, _ALONE_TIMEOUT_S)
@@ -76,7 +77,8 @@ def main() -> int:
                 )
         work = {"what": "accuracy", "hooks": [NO_HOOK, *config.codecs], "steps": steps, "seeds": seeds}
         failure = _run(found, LOOPBACK, config.ranks[0], work)
-        found.failures += [] if failure is None else [failure]
+        if failure is not None:
+            found.failures.append(f"accuracy: {failure}")
     print(collective_tables.ddp(found))
     if not config.quick:
         collective_tables.write_document()
@@ -95,7 +97,7 @@ def _run(
                 found.records.append({"link": link, "ranks": ranks, "what": work["what"], **record})
     except (RuntimeError, TimeoutError) as error:
         say(f"{name}: {error}")
-        return f"{name}: {error}"
+        return str(error)
     return None
 
 

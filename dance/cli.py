@@ -1,4 +1,4 @@
-"""The command line: `dance info|bench|train|compare|data`; each command imports what it needs itself."""
+"""The command line: `dance info|bench|calibrate|train|compare|data`; a command imports what it needs."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _print_commands(program: str, commands: Mapping[str, Command]) -> None:
         )
     print("commands:")
     for name, command in commands.items():
-        print(f"  {name:<9}{command.summary}")
+        print(f"  {name:<11}{command.summary}")
     print(f"\n`{program} COMMAND --help` explains one of them.")
     if program == "dance":
         print("\nexamples:")
@@ -188,6 +188,41 @@ examples:
     with Console(stderr=True).status("measuring") as status:
         run = bench.measure(config, lambda case: status.update(f"measuring {case.codec} {case.operation}"))
     bench.print_table(config, run)
+    return 0
+
+
+def _calibrate(arguments: list[str]) -> int:
+    from dance import calibrate
+
+    description = """Measure the codecs on this machine and compute which of them is best for a collective,
+by size of the tensor, mean rate of the link and deviation of that rate. The file is a map for
+dance.policy.Table, which looks the link up that it measures while training. Takes seconds to a minute;
+Ctrl-C leaves a file of before as it was.
+
+examples:
+  dance calibrate --world 4
+  dance calibrate --world 8 --numel 1Mi 25Mi --feedback --out here.json
+  dance calibrate --mbps 5 20 80 --deviation 0 0.5 --codec none int8 topk:ratio=0.01
+
+then, at all ranks with the same file:
+  dance.distributed.all_reduce(t, codec=dance.policy.Table("calibration.json"))"""
+    arguments = _joined(arguments, ("--codec", "--numel", "--mbps", "--deviation"))
+    config = _parse(calibrate.CalibrateConfig, "dance calibrate", description, arguments)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    out = Path(config.out)
+    if out.is_dir() or not out.parent.is_dir():
+        raise ValueError(f"calibrate: --out: expected the path of a file in a folder there is, got {out}")
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("measuring", total=None)
+        found = calibrate.calibrate(
+            config,
+            lambda text, done, total: progress.update(task, description=text, completed=done, total=total),
+        )
+    calibrate.write(found, out)
+    calibrate.print_best(found)
+    print(f"{out} is written; use it: dance.policy.Table({str(out)!r})")
     return 0
 
 
@@ -394,6 +429,9 @@ _DATA_COMMANDS = {
 COMMANDS = {
     "info": Command(summary="what this build and this machine offer", run=_info),
     "bench": Command(summary="measure the codecs on this machine", run=_bench),
+    "calibrate": Command(
+        summary="find the best codec for each kind of link, from codec speeds here", run=_calibrate
+    ),
     "train": Command(summary="train a GAN over several nodes", run=_train),
     "compare": Command(summary="train with several algorithms, one table at the end", run=_compare),
     "data": Command(

@@ -1,12 +1,14 @@
-"""What a run shows and leaves behind: the live line, metrics.jsonl, summary.json, samples.png, curves.png."""
+"""What a run shows and leaves behind: the live line, metrics.jsonl, summary.json, pictures, calls.jsonl."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,9 @@ from dance.pictures import curves_png, grid_png
 if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
+
+    from dance.codecs import Codec
+    from dance.policy import Decision, Explanation, Figures, Outcome, Policy, Send
 
 # What a run writes besides config.json, which a starting process may be reading.
 _FILES = ("config.json", "metrics.jsonl", "summary.json", "samples.png", "curves.png", "checkpoints")
@@ -135,6 +140,85 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # NumPy and torch, scalars and arrays: integers stay integers
         return plain(value.tolist())
     raise ValueError(f"report: {value!r} ({type(value).__name__}) is no JSON value; give numbers or texts")
+
+
+_UNDER_WAY = 256  # calls whose outcome may be awaited
+
+
+class CallLog:
+    """A policy that writes what another predicted beside what came of it: a JSON line a call, in ``path``.
+
+    Give it to collectives in place of ``policy``: ``dd.all_reduce(t, codec=CallLog(Auto(), "calls.jsonl"))``.
+    It chooses as ``policy`` does. A line has round, kind, target, numel, codec, num_bytes, predicted_s (null
+    before anything is known) with its parts, and measured seconds, encode_s, decode_s, wire_s, wire_bytes.
+    Write it at one rank, or in a file for each. What is logged of policies and restored is the policy's own.
+    """
+
+    def __init__(self, policy: Policy, path: str | Path) -> None:
+        self.policy = policy
+        self.path = Path(path)
+        self._predicted: dict[tuple[int, str, str], dict[str, Any]] = {}
+        self._lock = threading.Lock()
+        with writing(self.path):
+            self.path.touch()  # now, and not in the middle of training
+
+    @property
+    def log(self) -> list[Decision]:
+        return self.policy.log
+
+    def choose(self, send: Send) -> Codec:
+        explanation = self.policy.explain(send)
+        codec = self.policy.choose(send)
+        # A trial may differ from what was explained; its row is there all the same.
+        row = next((row for row in explanation.rows if row.codec == str(codec)), explanation.chosen)
+        cost = row.cost
+        with self._lock:
+            if len(self._predicted) >= _UNDER_WAY:  # calls that failed leave no line
+                del self._predicted[next(iter(self._predicted))]
+            self._predicted[send.round, send.kind, send.target] = {
+                "num_bytes": row.num_bytes,
+                "predicted_s": None if cost is None else cost.total_s,
+                "predicted_encode_s": None if cost is None else cost.encode_s,
+                "predicted_wire_s": None if cost is None else cost.wire_s,
+                "predicted_decode_s": None if cost is None else cost.decode_s,
+            }
+        return codec
+
+    def explain(self, send: Send) -> Explanation:
+        return self.policy.explain(send)
+
+    def observe(self, send: Send, codec: Codec, outcome: Outcome) -> None:
+        """Writes the call's line, and passes the outcome on; from any thread."""
+        self.policy.observe(send, codec, outcome)
+        with self._lock:
+            predicted = self._predicted.pop((send.round, send.kind, send.target), {})
+            values = {
+                "round": send.round,
+                "kind": send.kind,
+                "target": send.target,
+                "numel": send.numel,
+                "codec": str(codec),
+                **predicted,
+                **asdict(outcome),
+            }
+            line = json.dumps(plain(values), allow_nan=False) + "\n"
+            with writing(self.path), open(self.path, "a", encoding="utf-8") as file:
+                file.write(line)
+
+    def shares(self, call: int) -> bool:
+        return self.policy.shares(call)
+
+    def figures(self) -> Figures:
+        return self.policy.figures()
+
+    def agree(self, figures: Figures) -> None:
+        self.policy.agree(figures)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.policy.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.policy.load_state_dict(state)
 
 
 # A rate above is no link's: it is the memory of one machine, or a simulation without links.

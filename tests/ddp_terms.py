@@ -12,6 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 # Used in another order than made, so that DDP's buckets are others after the first step.
 _ORDER = ("conv.weight", "first.bias", "norm.weight", "last.weight", "first.weight", "last.bias", "norm.bias")
 
+# Every step rounds a few sums of float32, of up to 16 times the largest gradient where sign owes much.
+ROUNDING = 10 * 4 * 16 * 2.0**-24
+
 
 class Terms(torch.nn.Module):
     """Its parameters' gradients are the coefficients that it is called with."""

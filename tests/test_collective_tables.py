@@ -98,7 +98,7 @@ def test_a_codec_is_settled_after_its_last_change() -> None:
     assert auto_tables.settled_by(["int8", "int8"]) == 1
 
 
-def test_calls_until_a_rate_is_believed() -> None:
+def test_calls_until_a_rate_is_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A call each second; after 25 calls the rate falls to a tenth, and four calls later that is believed.
     believed = [100.0 * PAYLOAD_SHARE] * 29 + [10.0 * PAYLOAD_SHARE] * 26
     run = {
@@ -121,6 +121,10 @@ def test_calls_until_a_rate_is_believed() -> None:
         assert row[1:5] == expected
     other = {**run, "codec": "int8", "total_s": 66.0}
     assert "+20.0%" in auto_tables.auto_links(_found([run, other]))
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(auto_tables, "PLOT", tmp_path / "plot.png")
+    auto_tables.plot(_found([run, {**run, "link": "another"}, {**run, "link": "a third"}, other]))
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_ddp_accuracies_are_means_over_seeds() -> None:

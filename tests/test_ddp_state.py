@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from ddp_terms import Ledger, Terms, backward, coefficients, equal_at_all_ranks, owed, same, wrap
+from ddp_terms import ROUNDING, Ledger, Terms, backward, coefficients, equal_at_all_ranks, owed, same, wrap
 from processes import run_ranks
 
 import dance
@@ -18,8 +18,6 @@ from dance.ddp import CompressionState, reshard
 ALGORITHMS = ("int8", "sign", "topk:ratio=0.05", "powersgd:rank=2")
 NAMES = sorted(name for name, _ in Terms().named_parameters())
 VECTORS = {name for name, p in Terms().named_parameters() if p.ndim == 1}
-# Every step rounds a few sums of float32, of up to 16 times the largest gradient where sign owes much.
-ROUNDING = 10 * 4 * 16 * 2.0**-24
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -53,6 +51,22 @@ def _conserve(rank: int, world: int) -> dict[str, tuple[float, bool, list[list[l
         names = sorted(state.state_dict()["residuals"]["residuals"])
         answers[algorithm] = (ledger.gap(owed(state)), equal, layouts, names)
     return answers
+
+
+def test_residuals_follow_a_loss_scale() -> None:
+    for gap in run_ranks(_scaled, 2):
+        assert gap < ROUNDING
+
+
+def _scaled(rank: int) -> float:
+    ddp, ledger, scale = wrap(Terms()), Ledger(), 4.0
+    state = dance.ddp.attach(ddp, "sign", min_bytes=0)
+    for step in range(4):
+        given = {name: x * scale for name, x in coefficients(rank, step).items()}
+        ledger.book(rank, 2, step, {name: x / scale for name, x in backward(ddp, given).items()})
+        state.rescale(0.5)
+        scale *= 0.5
+    return ledger.gap({name: x / scale for name, x in owed(state).items()})
 
 
 RESUMED = ("int8:rounding=stochastic", "topk:ratio=0.05", "powersgd:rank=2")
@@ -107,25 +121,26 @@ def test_another_world_size_owes_the_same_sum() -> None:
 
 def _resize(rank: int, folder: str) -> list[tuple[str, list[float], bool]]:
     answers = []
-    groups = [dist.new_group(list(range(world))) for world in (4, 2, 3)]
-    for number, algorithm in enumerate(ALGORITHMS):
+    worlds = (4, 2, 3, 1)
+    groups = [dist.new_group(list(range(world))) for world in worlds]
+    for algorithm in ALGORITHMS:
         ledger, gaps, factors, former = Ledger(), [], True, 0
-        for first, (group, world) in zip((0, 3, 6), zip(groups, (4, 2, 3), strict=True), strict=True):
+        for number, (group, world) in enumerate(zip(groups, worlds, strict=True)):
             if rank < world:
                 ddp = wrap(Terms(), process_group=group)
                 state = dance.ddp.attach(ddp, algorithm, min_bytes=0)
                 if former:
                     saved = [
-                        torch.load(f"{folder}/{number}-{former}-{each}.pt", weights_only=True)
+                        torch.load(f"{folder}/{algorithm}-{former}-{each}.pt", weights_only=True)
                         for each in range(former)
                     ]
                     state.load_state_dict(reshard(saved, rank, world))
                     gaps.append(ledger.gap(owed(state, group)))
                     factors &= same(saved[0]["factors"]["factors"], state.state_dict()["factors"]["factors"])
-                for step in range(first, first + 3):
+                for step in range(3 * number, 3 * number + 3):
                     ledger.book(rank, world, step, backward(ddp, coefficients(rank, step)))
                 gaps.append(ledger.gap(owed(state, group)))
-                torch.save(state.state_dict(), f"{folder}/{number}-{world}-{rank}.pt")
+                torch.save(state.state_dict(), f"{folder}/{algorithm}-{world}-{rank}.pt")
             former = world
             dist.barrier()
         answers.append((algorithm, gaps, factors))

@@ -159,3 +159,30 @@ def test_the_environment_chooses_the_cpu_target() -> None:
     assert "DANCE_CPU=sse9: unknown CPU target; this build has baseline" in run(code, DANCE_CPU="sse9")
     for name in {"avx2", "avx512", "neon"} - set(built):
         assert f"UnavailableError: DANCE_CPU={name}: not in this build" in run(code, DANCE_CPU=name)
+
+
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer widens stacks")
+def test_a_stack_of_256_kib_is_enough() -> None:
+    code = """
+import threading
+import numpy as np
+import dance
+x = np.random.default_rng(0).standard_normal(1 << 20).astype(np.float32)
+def work():
+    for codec in (example for kind in dance.codecs.CODECS for example in kind.examples):
+        p, state = dance.encode(x, codec), x.copy()
+        dance.encode_feedback(x, state, codec)
+        dance.encode_difference(x, state, codec)
+        dance.reduce([dance.Packet.from_bytes(p.to_bytes()), p], codec=codec)
+        dance.decode(p, out=state, add=True)
+        done.append(codec)
+threading.stack_size(256 << 10)
+for num_threads in (1, 2):
+    done = []
+    dance.set_num_threads(num_threads)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+print(len(done))
+"""
+    assert int(run(code)) >= len(dance.codecs.CODECS)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
+from policy_world import World, drive, steady
 
 from dance import codec
 from dance.bandwidth import LinkMeter
+from dance.errors import DanceError
 from dance.policy import CANDIDATES, Auto, Fixed, Policy, Schedule, Send
+from dance.policy.cost import relative_error
+from dance.report import CallLog, read_metrics
 
 NUMEL = 1_000_000
 
@@ -64,6 +70,49 @@ def test_auto_goes_down_at_once_and_up_with_patience() -> None:
     assert str(policy.choose(send(22, 33.0))) == "fp16"  # none fits, but without room to spare
     assert str(policy.choose(send(23, 100.0))) == "none"
     assert str(policy.choose(send(24, 2.0))) == "sign:block=256"
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("mbps", "latency_s", "noise", "budget_s", "expected"),
+    [
+        (1e4, 0.02, 0.3, 0.1, "none"),  # nearly all of it is latency, which is no matter of the size
+        (100.0, 0.001, 0.1, 0.33, "fp16"),  # none takes just as long as there is time
+        (5.0, 0.002, 0.1, 0.5, "sign"),  # a slow link
+    ],
+)
+def test_noise_and_latency_neither_confuse_nor_excite_it(
+    mbps: float, latency_s: float, noise: float, budget_s: float, expected: str, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    link = LinkMeter()
+    policy = Auto(("none", "fp16", "int8", "sign"), budget_s=budget_s)
+    late, names = 0, []
+    for k in range(600):
+        chosen = policy.choose(Send(kind="gossip", round=k, numel=NUMEL, links=[link]))
+        num_bytes = chosen.packet_nbytes(NUMEL)
+        seconds = (latency_s + num_bytes * 8e-6 / mbps) * np.exp(noise * random.standard_normal())
+        link.observe(num_bytes, seconds)
+        late += seconds > budget_s
+        names.append(chosen.name)
+    assert names[100:].count(expected) > 0.97 * 500
+    assert late <= 6
+    assert len(policy.log) <= 14  # single trials among them
+
+
+def test_a_codec_taken_in_vain_waits_longer_each_time() -> None:
+    policy = Auto(("none", "fp16"), budget_s=1.0)
+    ups = []
+    for k in range(700):
+        # Fast whenever fp16 is in use, slow as soon as none is.
+        held = policy.log[-1].codec if policy.log else "none"
+        chosen = policy.choose(send(k, 20.0 if held == "none" else 100.0, budget_s=None))
+        if chosen.name == "none" and held != "none":
+            ups.append(k)
+    waits = np.diff(ups).tolist()
+    assert waits == sorted(waits)
+    assert waits[0] >= 20
+    assert waits[-1] >= 8 * 20
 
 
 def test_candidates_by_kind() -> None:
@@ -156,3 +205,40 @@ def test_refusals() -> None:
         Auto(budget_s=0.0)
     with pytest.raises(ValueError, match="unknown codec"):
         Fixed("zip")
+
+
+def test_the_objective_may_be_named() -> None:
+    # Packets to peers by time: what the wire leaves, coding may take.
+    fast = Send(kind="gossip", round=0, numel=NUMEL, links=[meter(1e6, 0.0)])
+    slow = send(0, 10.0, budget_s=None)
+    assert str(Auto(("none", "int8"), objective="time").choose(fast)) == "none"
+    assert str(Auto(("none", "int8"), objective="time").choose(slow)) == "int8:block=256"
+    assert str(Auto(("none", "int8"), objective="error").choose(slow)) == "none"
+    chosen = Auto(("none", "int8"), objective="time").explain(slow).chosen
+    assert chosen.cost is not None
+    assert chosen.cost.encode_s is not None
+    assert chosen.cost.encode_s > 0.0
+
+
+def test_a_log_of_calls_has_predicted_beside_measured(tmp_path: Path) -> None:
+    logs = iter([tmp_path / "0.jsonl", tmp_path / "1.jsonl"])
+    drive(World(trace=steady(100.0)), lambda: CallLog(Auto(), next(logs)), 1 << 18, calls=12)
+    lines = read_metrics(tmp_path / "0.jsonl")
+    assert [line["round"] for line in lines] == list(range(1, 13))
+    assert lines[0]["predicted_s"] is None
+    for line in lines[3:]:
+        assert (line["codec"], line["kind"], line["numel"]) == ("int8:block=256", "all_reduce", 1 << 18)
+        assert line["predicted_s"] == pytest.approx(line["seconds"], rel=0.3)
+        assert line["predicted_wire_s"] == pytest.approx(line["wire_s"], rel=0.3)
+        assert 0 < line["wire_bytes"] <= line["num_bytes"]
+    with pytest.raises(DanceError, match="cannot write"):
+        CallLog(Auto(), tmp_path / "no" / "calls.jsonl")
+
+
+def test_errors_are_those_of_normal_data() -> None:
+    errors = [relative_error(codec(text)) for text in ("none", "fp16", "bf16", "int8", "int4", "sign")]
+    assert errors == sorted(errors)
+    assert errors[0] == 0.0
+    # sign: sqrt(1 - 2 / pi) of a normal's norm; bf16: uniform in 2^-8 of the value at most.
+    assert errors[-1] == pytest.approx((1.0 - 2.0 / np.pi) ** 0.5, rel=0.02)
+    assert errors[2] < 2.0**-9

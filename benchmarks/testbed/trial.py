@@ -50,6 +50,7 @@ class Records:
     def __init__(self, ranks: Ranks, connection: Connection, timeout_s: float) -> None:
         self._ranks = ranks
         self._connection = connection
+        self._timeout_s = timeout_s
         self._ends_at = time.monotonic() + timeout_s
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -60,10 +61,10 @@ class Records:
                 yield self._connection.recv()
             if status is not None:
                 if status:
-                    raise RuntimeError(f"a rank ended with status {status}; what it said is above")
+                    raise RuntimeError(f"a rank ended with status {status}")  # and said why
                 return
             if time.monotonic() > self._ends_at:
-                raise TimeoutError("not measured in time")
+                raise TimeoutError(f"no result within {self._timeout_s:g} s")
 
     def answer(self, reply: object = None) -> None:
         """Lets a rank 0 that asked (`Parent.ask`) go on."""

@@ -51,8 +51,15 @@ def attach(
         state = CompressionState(codec, **options)
     elif options or codec != "auto":
         raise ValueError("attach: state has a codec and options of its own; pass no others, set state.codec")
+    try:
+        ddp.register_comm_hook(state, compress_hook)
+    except RuntimeError as error:  # of hooks that are built in DDP keeps no list
+        ddp._comm_hooks.clear()
+        raise ValueError(
+            "attach: DDP takes one hook for good, and this module has a built-in one; "
+            "wrap the model in a new DistributedDataParallel"
+        ) from error
     state.serve(ddp)
-    ddp.register_comm_hook(state, compress_hook)
     return state
 
 
@@ -132,13 +139,13 @@ def _encode(state: CompressionState, parts: Sequence[Part], *, compress: bool) -
             nonfinite="zero",
         )
         assert work is not None
-        state.count(work)
-        futures.append(work.get_future().then(partial(_spread, work)))
+        futures.append(work.get_future().then(partial(_end, state, work)))
     return futures
 
 
-def _spread(work: dd.Work, done: Future[list[torch.Tensor]]) -> None:
-    """Makes NaN of all that was encoded together with a value that is not finite."""
+def _end(state: CompressionState, work: dd.Work, done: Future[list[torch.Tensor]]) -> None:
+    """Counts the call, and makes NaN of all that was encoded together with a value that is not finite."""
+    state.count(work)
     for tensor in done.value():
         if work.stats().nonfinite:
             tensor.fill_(torch.nan)

@@ -52,7 +52,7 @@ class ParameterNames:
             each
             for each in gc.get_objects()
             if issubclass(type(each), DistributedDataParallel)
-            and any(state is other for _, other in each._comm_hooks)
+            and any(state is other for _, other in getattr(each, "_comm_hooks", ()))
         ]
         served = None if self._ddp is None else self._ddp()
         for ddp in registered:

@@ -19,6 +19,7 @@ from dance.distributed import CallStats, Work
 from dance.distributed.totals import Totals
 from dance.feedback import ErrorFeedback
 from dance.plan import plan
+from dance.policy import Fixed, PerLayer
 from dance.powersgd import LowRank, PowerSGD
 
 NONE = to_codec("none")
@@ -65,7 +66,6 @@ class CompressionState:
         self.residuals = ErrorFeedback("int8")  # a store: every call names the codec it uses
         self.factors = LowRank(PowerSGD())
         self._world = 0  # that the residuals belong to; 0: none yet
-        self._works: list[Work] = []  # not yet in `_totals`
         self._totals = Totals()
 
     @property
@@ -95,6 +95,12 @@ class CompressionState:
     def codec_of(self, name: str, ndim: int) -> Any:
         """Returns the codec, or the policy, of a parameter; with PowerSGD that of what has no factors."""
         default = NONE if isinstance(self._codec, PowerSGD) else self._codec
+        if isinstance(default, PerLayer):  # asked here, for a coalesced call asks for all its tensors at once
+            ruled = default.rule_of(name)
+            policy = ruled or default.default
+            default = policy.codec if isinstance(policy, Fixed) else policy
+            if ruled is not None:
+                return default
         return self._rules.choose(name, ndim, default)
 
     def keeps_residual(self, codec: Any) -> bool:
@@ -131,14 +137,13 @@ class CompressionState:
         return found
 
     def count(self, work: Work) -> None:
-        """Notes a collective, which may be under way."""
-        self._works.append(work)
+        """Notes a collective that has ended; from any thread."""
+        self._totals.add(work.stats(), failed=work.exception() is not None)
 
     def end_step(self) -> None:
         """The last bucket of a step has been handed over."""
         self.step += 1
         self.layout.end_step()
-        self._settle()
 
     def count_factored(self, numel: int, dtype: str) -> None:
         """Notes that ``numel`` elements go by way of `factors`, which count their bytes themselves."""
@@ -154,23 +159,17 @@ class CompressionState:
         self._totals.add(call, failed=False)
 
     def stats(self) -> dict[str, Any]:
-        """Returns running totals of this rank, as `dance.distributed.stats` has them, and the steps.
-
-        Call it between steps: what is under way is not in it.
-        """
-        self._settle()
+        """Returns running totals of this rank, as `dance.distributed.stats` has them, and the steps."""
         totals = {"steps": self.step, **self._totals.read()}
         totals["bytes_sent"] += self.factors.bytes_sent
         return totals
 
-    def _settle(self) -> None:
-        under_way = []
-        for work in self._works:
-            if work.is_completed():
-                self._totals.add(work.stats(), failed=work.exception() is not None)
-            else:
-                under_way.append(work)
-        self._works = under_way
+    def rescale(self, factor: float) -> None:
+        """Multiplies all residuals by ``factor``: that of a loss scale that has changed (torch.amp)."""
+        snapshot = self.residuals.state_dict()
+        for residual in snapshot["residuals"].values():
+            residual.mul_(factor)
+        self.residuals.load_state_dict(snapshot)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns a snapshot of this rank: every rank saves its own. Tensors are copies.

@@ -18,7 +18,8 @@ from dance import coding
 from dance.distributed.call import Call, Options
 from dance.distributed.section import EXACT, Section
 from dance.errors import NonFiniteError
-from dance.exchange.wire import NONFINITE, Incoming, Outgoing, Part
+from dance.exchange.parts import Incoming, Outgoing, Part
+from dance.exchange.wire_call import NONFINITE
 from dance.packet import Packet
 from dance.plan import Span, chunks, plan, shards
 
@@ -94,7 +95,7 @@ class AllReduce:
         self._sections = sections
         self._mean = options.mean
         self._rank, self._world = call.rank, call.world
-        self._peers = [rank for rank in range(self._world) if rank != self._rank]
+        self._peers = call.peers
         self._rows = rows_of(sections, self._world)
         self._came: list[dict[int, list[Packet | None]]] = [{} for _ in self._rows]
 
@@ -183,7 +184,7 @@ class AllReduce:
             section = piece.section
             start, stop = piece.spans[self._rank]
             codec = section.codec
-            seed = section.packet_seed("sum", start) if codec.stochastic else 0
+            seed = section.packet_seed("sum", start)
             residual = None if section.residual is None else section.residual.values[start:stop]
             packets = self._packets(index, k)
             try:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from dance.distributed.section import Section
 from dance.distributed.work import CallStats
 from dance.errors import NonFiniteError
-from dance.exchange.wire import NONFINITE, Wire, WireCall
+from dance.exchange.wire import Wire
+from dance.exchange.wire_call import NONFINITE, WireCall
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,11 +50,30 @@ class Launch:
         self._share()
         return None
 
-    def direct(self, start: Callable[[], Any], after: Body) -> Work | None:
-        """Starts torch's own collective and, when it is done, ``after``."""
+    def on_device(self, body: Callable[[], None]) -> Work | None:
+        """Puts ``body`` on the caller's stream; nothing waits for it."""
+        work = Work(self.stats, self.tensors)
+        start_s = time.monotonic()
+        error = guarded(body)
+        event = None
+        if self.tensors[0].is_cuda:
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+        self.stats.seconds = time.monotonic() - start_s
+        self._told(error)
+        work.finish(error, event)
+        if error is None:
+            self._share()
+        if self.async_op:
+            return work
+        work.wait()
+        return None
+
+    def direct(self, start: Callable[[bool], Any], after: Body) -> Work | None:
+        """Executes torch's own collective (``start(async_op)``) and, when it is done, ``after``."""
         start_s = time.monotonic()
         if not self.async_op:
-            start().wait()
+            start(False)
             after()
             self.stats.seconds = time.monotonic() - start_s
             self._told(None)
@@ -62,7 +81,7 @@ class Launch:
                 self._share()
             return None
         work = Work(self.stats, self.tensors)
-        pending = start()
+        pending = start(True)
         self._share()
         if self.tensors[0].is_cuda:  # it is in a stream: the host need not wait
             pending.wait()

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from dance.distributed.agreement import Agreement
 from dance.distributed.totals import Totals
+from dance.errors import NonFiniteError
 from dance.exchange.wire import Wire
 from dance.exchange.worker import Worker
 
@@ -32,6 +33,7 @@ class Member:
         self.totals = Totals()
         self.calls = 0  # compressed ones: all ranks count alike
         self.auto: dict[bool, Any] = {}  # the policy that "auto" stands for, without and with feedback
+        self.unread: tuple[str, torch.Tensor] | None = None  # on a device: whether a call met NaN or infinity
         self._agreements: weakref.WeakKeyDictionary[Any, Agreement] = weakref.WeakKeyDictionary()
 
     @property
@@ -45,6 +47,16 @@ class Member:
         if found is None:
             found = self._agreements[policy] = Agreement(policy, self.device)
         return found
+
+    def check_unread(self) -> None:
+        """Raises NonFiniteError, at all ranks, if the last call on the device met what is not finite."""
+        if self.unread is not None:
+            (name, bad), self.unread = self.unread, None
+            if bad.item():
+                raise NonFiniteError(
+                    f"{name}: the input of some rank was NaN or infinite; its blocks counted as zero in that "
+                    "call; mend the input or pass nonfinite='zero'"
+                )
 
     def next_call(self) -> int:
         self.calls += 1

@@ -9,7 +9,8 @@ import torch
 from dance.coding import reduce
 from dance.distributed.call import Call, Options
 from dance.distributed.section import EXACT, Section
-from dance.exchange.wire import NONFINITE, Incoming, Part
+from dance.exchange.parts import Incoming, Part
+from dance.exchange.wire_call import NONFINITE
 from dance.packet import Packet
 from dance.plan import chunks
 
@@ -28,7 +29,7 @@ class ReduceScatter:
         call, section = self._call, self._section
         share = self._output.numel()
         spans = chunks(section.codec, (0, share))
-        peers = [rank for rank in range(call.world) if rank != call.rank]
+        peers = call.peers
         self._came = [{} for _ in spans]
         for source in peers:
             for index, span in enumerate(spans):
@@ -37,9 +38,8 @@ class ReduceScatter:
         section.begin()
         for index, (start, stop) in enumerate(spans):
             messages = []
-            for (
-                rank
-            ) in peers:  # all of a row first, so that each last message tells of all that is not finite
+            # All of a row first, so that each last message tells of all that is not finite.
+            for rank in peers:
                 message = call.outgoing([section.part((start, stop))])
                 section.encode((rank * share + start, rank * share + stop), message.packets[0])
                 messages.append((rank, message))

@@ -13,6 +13,8 @@ from dance.codecs import Uncompressed
 from dance.distributed.all_reduce import AllReduce
 from dance.distributed.call import Call, Options
 from dance.distributed.choice import Choice, CodecLike, choose, named_codec, policy_of
+from dance.distributed.device import DeviceCall
+from dance.distributed.device_launch import execute_on_device
 from dance.distributed.launch import Launch, direct_stats, new_stats
 from dance.distributed.member import Member, member_of
 from dance.distributed.residual import Residual, absorb
@@ -150,7 +152,7 @@ def _direct(launch: Launch, op: Any, bundles: Sequence[_Bundle], settings: Setti
         vector.give_back()
 
     return launch.direct(
-        lambda: dist.all_reduce(vector.values, plain, group=launch.group, async_op=True), after
+        lambda later: dist.all_reduce(vector.values, plain, group=launch.group, async_op=later), after
     )
 
 
@@ -173,7 +175,8 @@ def _compressed(launch: Launch, mean: bool, bundles: Sequence[_Bundle], settings
         plan("all_reduce", bundle.choice.codec, bundle.numel, member.world).algorithm for bundle in bundles
     }
     stats.algorithm = algorithms.pop() if len(algorithms) == 1 else "mixed"
-    vectors = [Vector(bundle.tensors, _CPU) for bundle in bundles]
+    device = _CPU if member.over_host else bundles[0].tensors[0].device
+    vectors = [Vector(bundle.tensors, device) for bundle in bundles]
     steps = []
     for bundle in bundles:
         steps.append(number if feedback is None else feedback.step(bundle.keys[0]))
@@ -182,13 +185,13 @@ def _compressed(launch: Launch, mean: bool, bundles: Sequence[_Bundle], settings
                 feedback.slot("residual", key, tensor.shape)  # refuses another shape before anything is sent
                 feedback.count(key)
 
-    def body() -> torch.cuda.Event | None:
+    def sections_of() -> list[Section]:
         sections = []
         for bundle, vector, step in zip(bundles, vectors, steps, strict=True):
             vector.ready()
             residual = None
             if feedback is not None:
-                residual = Residual(feedback, bundle.keys, bundle.tensors, _CPU)
+                residual = Residual(feedback, bundle.keys, bundle.tensors, device)
             sections.append(
                 Section(
                     codec=bundle.choice.codec,
@@ -200,10 +203,24 @@ def _compressed(launch: Launch, mean: bool, bundles: Sequence[_Bundle], settings
                     rank=member.rank,
                 )
             )
+        return sections
+
+    def body() -> torch.cuda.Event | None:
+        sections = sections_of()
         try:
             AllReduce(Call(member.wire, number, stats, options), sections, options).run()
         finally:
             events = [vector.give_back() for vector in vectors]
         return events[-1]
 
-    return launch.compressed(body)
+    if member.over_host:
+        return launch.compressed(body)
+
+    def on_device(call: DeviceCall) -> list[Section]:
+        sections = sections_of()
+        for section, vector in zip(sections, vectors, strict=True):
+            call.all_reduce(section)
+            vector.give_back()
+        return sections
+
+    return execute_on_device(launch, options, [bundle.choice.codec for bundle in bundles], on_device)

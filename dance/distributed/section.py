@@ -11,7 +11,7 @@ from dance import coding
 from dance.codecs import DTYPES, SPARSE, Codec, Uncompressed
 from dance.distributed.residual import Residual
 from dance.errors import NonFiniteError
-from dance.exchange.wire import Part
+from dance.exchange.parts import Part
 from dance.packet import Packet, derive_seed
 from dance.plan import Span
 
@@ -64,13 +64,14 @@ class Section:
         """Puts the elements of ``span`` and what is owed to them into ``packet``, exact: they stay here."""
         self._encode(span, packet, EXACT)
 
-    def encode(self, span: Span, packet: Packet) -> None:
-        """Encodes the elements of ``span`` into ``packet``."""
-        self._encode(span, packet, self.codec)
+    def encode(self, span: Span, packet: Packet, seed: int | None = None) -> None:
+        """Encodes the elements of ``span`` into ``packet``; the seed follows from where they start."""
+        if seed is None:
+            seed = self.packet_seed("send", span[0])
+        self._encode(span, packet, self.codec, seed)
 
-    def _encode(self, span: Span, packet: Packet, codec: Codec) -> None:
+    def _encode(self, span: Span, packet: Packet, codec: Codec, seed: int = 0) -> None:
         start, stop = span
-        seed = self.packet_seed("send", start) if codec.stochastic else 0
         start_s = time.perf_counter()
         x = self.values[start:stop]
         try:
@@ -89,5 +90,9 @@ class Section:
         if self.nonfinite_at < 0:
             self.nonfinite_at = index
 
-    def packet_seed(self, phase: str, start: int) -> int:
-        return derive_seed(self.seed, self.step, self.rank, self.key, f"{phase} {start}")
+    def packet_seed(self, phase: str, start: int, *, rank: int | None = None) -> int:
+        """Returns the seed of a packet of ``rank`` (None: this one); 0 where the codec needs none."""
+        if not self.codec.stochastic:
+            return 0
+        sender = self.rank if rank is None else rank
+        return derive_seed(self.seed, self.step, sender, self.key, f"{phase} {start}")

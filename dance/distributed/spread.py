@@ -11,7 +11,8 @@ import torch
 from dance.coding import decode
 from dance.distributed.call import Call
 from dance.distributed.section import Section
-from dance.exchange.wire import NONFINITE, Incoming
+from dance.exchange.parts import Incoming
+from dance.exchange.wire_call import NONFINITE
 from dance.packet import Packet
 from dance.plan import Span, chunks
 

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from dance.codecs import Uncompressed
 from dance.distributed.call import Call, Options
 from dance.distributed.choice import Choice, CodecLike, choose, named_codec, policy_of
+from dance.distributed.device import DeviceCall
+from dance.distributed.device_launch import execute_on_device
 from dance.distributed.launch import Launch, direct_stats, new_stats
 from dance.distributed.member import Member, member_of
 from dance.distributed.residual import Residual, absorb
@@ -22,9 +24,10 @@ from dance.distributed.work import Work
 
 _CPU = torch.device("cpu")
 
-# Of flat input and output: starts torch's own collective; executes ours.
-Direct: TypeAlias = "Callable[[dist.ProcessGroup, torch.Tensor, torch.Tensor], Any]"
+# Of flat input and output: torch's own collective, with async_op or without; ours on the host; on the device.
+Direct: TypeAlias = "Callable[[dist.ProcessGroup, torch.Tensor, torch.Tensor, bool], Any]"
 Compressed: TypeAlias = "Callable[[Call, Section, torch.Tensor, Options], None]"
+OnDevice: TypeAlias = "Callable[[DeviceCall, Section, torch.Tensor], None]"
 
 
 @dataclass(kw_only=True)
@@ -42,7 +45,9 @@ class Submission:
     mean: bool = False
     sends: bool = True
 
-    def run(self, codec: CodecLike, direct: Direct | None, compressed: Compressed) -> Work | None:
+    def run(
+        self, codec: CodecLike, direct: Direct | None, compressed: Compressed, on_device: OnDevice
+    ) -> Work | None:
         """``direct`` None: nothing of torch's does it, so it goes in packets, whatever the codec."""
         settings, who = self.settings, self.collective
         settings.check(who)
@@ -67,7 +72,7 @@ class Submission:
         )
         if direct is not None and self._goes_direct(launch, choice):
             return self._direct(launch, direct)
-        return self._compressed(launch, choice, compressed)
+        return self._compressed(launch, choice, compressed, on_device)
 
     def _choose(self, member: Member, codec: CodecLike) -> Choice:
         feedback = self.settings.feedback
@@ -119,9 +124,11 @@ class Submission:
                 taken.values.div_(launch.member.world)
             taken.give_back()
 
-        return launch.direct(lambda: start(launch.group, given.values, taken.values), after)
+        return launch.direct(lambda later: start(launch.group, given.values, taken.values, later), after)
 
-    def _compressed(self, launch: Launch, choice: Choice, execute: Compressed) -> Work | None:
+    def _compressed(
+        self, launch: Launch, choice: Choice, execute: Compressed, on_device: OnDevice
+    ) -> Work | None:
         settings, stats, member = self.settings, launch.stats, launch.member
         feedback, key = settings.feedback, settings.keys[0]
         number = member.next_call()
@@ -132,16 +139,16 @@ class Submission:
             step = feedback.step(key)
             feedback.slot("residual", key, self.input.shape)  # refuses another shape before anything is sent
             feedback.count(key)
-        given = Vector([self.input], _CPU)
+        device = _CPU if member.over_host else self.input.device
+        given = Vector([self.input], device)
         in_place = len(self.outputs) == 1 and self.outputs[0] is self.input
-        taken = given if in_place else Vector(self.outputs, _CPU, read=False)
+        taken = given if in_place else Vector(self.outputs, device, read=False)
 
-        def body() -> torch.cuda.Event | None:
-            given.ready()
+        def section_of() -> Section:
             residual = None
             if feedback is not None and self.sends:
-                residual = Residual(feedback, [key], [self.input], _CPU)
-            section = Section(
+                residual = Residual(feedback, [key], [self.input], device)
+            return Section(
                 codec=choice.codec,
                 values=given.values,
                 residual=residual,
@@ -150,11 +157,23 @@ class Submission:
                 step=step,
                 rank=member.rank,
             )
+
+        def body() -> torch.cuda.Event | None:
+            given.ready()
             event = None
             try:
-                execute(Call(member.wire, number, stats, options), section, taken.values, options)
+                execute(Call(member.wire, number, stats, options), section_of(), taken.values, options)
             finally:
                 event = taken.give_back()
             return event
 
-        return launch.compressed(body)
+        if member.over_host:
+            return launch.compressed(body)
+
+        def device_body(call: DeviceCall) -> list[Section]:
+            section = section_of()
+            on_device(call, section, taken.values)
+            taken.give_back()
+            return [section]
+
+        return execute_on_device(launch, options, [choice.codec], device_body)

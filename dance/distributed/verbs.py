@@ -8,8 +8,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dance.distributed import torch_names
 from dance.distributed.call import Call, Options
 from dance.distributed.choice import CodecLike
+from dance.distributed.device import DeviceCall
 from dance.distributed.member import member_of
 from dance.distributed.reduce_scatter import ReduceScatter
 from dance.distributed.reducing import all_reduce_tensors
@@ -22,10 +24,6 @@ from dance.feedback import ErrorFeedback
 
 ReduceOp = dist.ReduceOp
 MIN_BYTES = 65536
-
-# Newer torch has other names for these and warns of the old ones.
-_REDUCE_SCATTER: Any = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
-_ALL_GATHER: Any = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
 def all_reduce(
@@ -145,8 +143,11 @@ def reduce_scatter_tensor(
         collective="reduce_scatter", input=input, outputs=[output], settings=settings, mean=average
     ).run(
         codec,
-        lambda own, x, out: _REDUCE_SCATTER(out, x, plain, group=own, async_op=True),
+        lambda own, x, out, later: torch_names.reduce_scatter_tensor(
+            out, x, plain, group=own, async_op=later
+        ),
         lambda call, section, out, options: ReduceScatter(call, section, out, options).run(),
+        lambda call, section, out: call.reduce_scatter(section, out),
     )
 
 
@@ -214,14 +215,15 @@ def _all_gather(
 
     def gather(call: Call, section: Section, out: torch.Tensor, options: Options) -> None:
         places = [out[rank * numel : (rank + 1) * numel] for rank in range(world)]
-        peers = {rank: place for rank, place in enumerate(places) if rank != call.rank}
+        peers = {rank: places[rank] for rank in call.peers}
         lane = Lane(span=(0, numel), targets=list(peers))
         Spread(call=call, section=section, lanes=[lane], places=peers, own=places[call.rank]).run()
 
     return Submission(collective="all_gather", input=tensor, outputs=outputs, settings=settings).run(
         codec,
-        lambda own, x, out: _ALL_GATHER(out, x, group=own, async_op=True),
+        lambda own, x, out, later: torch_names.all_gather_into_tensor(out, x, group=own, async_op=later),
         gather,
+        lambda call, section, out: call.all_gather(section, out),
     )
 
 
@@ -261,7 +263,7 @@ def broadcast(
         if call.rank != root:
             Spread(call=call, section=section, lanes=[], places={root: out}).run()
             return
-        lane = Lane(span=(0, out.numel()), targets=[rank for rank in range(call.world) if rank != root])
+        lane = Lane(span=(0, out.numel()), targets=call.peers)
         Spread(call=call, section=section, lanes=[lane], places={}, own=out).run()
 
     return Submission(
@@ -272,8 +274,9 @@ def broadcast(
         sends=member.rank == root,
     ).run(
         codec,
-        lambda own, x, out: dist.broadcast(x, group=own, group_src=root, async_op=True),
+        lambda own, x, out, later: dist.broadcast(x, group=own, group_src=root, async_op=later),
         spread,
+        lambda call, section, out: call.broadcast(section, root),
     )
 
 
@@ -300,19 +303,24 @@ def all_to_all_single(
     settings = Settings(group=group, async_op=async_op, min_bytes=min_bytes, seed=seed, nonfinite=nonfinite)
 
     def spread(call: Call, section: Section, out: torch.Tensor, options: Options) -> None:
-        peers = [rank for rank in range(call.world) if rank != call.rank]
-        lanes = [Lane(span=given[rank], targets=[rank]) for rank in peers]
-        places = {rank: out[taken[rank][0] : taken[rank][1]] for rank in peers}
+        lanes = [Lane(span=given[rank], targets=[rank]) for rank in call.peers]
+        places = {rank: out[taken[rank][0] : taken[rank][1]] for rank in call.peers}
         own = section.values[given[call.rank][0] : given[call.rank][1]]
         Spread(call=call, section=section, lanes=lanes, places=places, hold=True).run()
         out[taken[call.rank][0] : taken[call.rank][1]].copy_(own)
 
-    def start(own: dist.ProcessGroup, x: torch.Tensor, out: torch.Tensor) -> Any:
+    def on_device(call: DeviceCall, section: Section, out: torch.Tensor) -> None:
+        places = {rank: out[start:stop] for rank, (start, stop) in enumerate(taken)}
+        call.all_to_all(section, given, places)
+        own = section.values[given[call.rank][0] : given[call.rank][1]]
+        places[call.rank].copy_(own)
+
+    def start(own: dist.ProcessGroup, x: torch.Tensor, out: torch.Tensor, later: bool) -> Any:
         to, of = ([stop - start for start, stop in spans] for spans in (taken, given))
-        return dist.all_to_all_single(out, x, to, of, group=own, async_op=True)
+        return dist.all_to_all_single(out, x, to, of, group=own, async_op=later)
 
     return Submission(collective="all_to_all", input=input, outputs=[output], settings=settings).run(
-        codec, start, spread
+        codec, start, spread, on_device
     )
 
 
@@ -381,13 +389,18 @@ def neighbor_exchange(
         lanes = [Lane(span=(0, numel), targets=list(neighbors))] if neighbors else []
         Spread(call=call, section=section, lanes=lanes, places=places).run()
 
+    def on_device(call: DeviceCall, section: Section, out: torch.Tensor) -> None:
+        places = {rank: out[k * numel : (k + 1) * numel] for k, rank in enumerate(given)}
+        spans = [(0, numel if rank in neighbors else 0) for rank in range(call.world)]
+        call.all_to_all(section, spans, places)
+
     return Submission(
         collective="neighbor_exchange",
         input=tensor,
         outputs=list(tensor_list) or [tensor.new_empty(0)],
         settings=settings,
         sends=bool(neighbors),
-    ).run(codec, None, spread)
+    ).run(codec, None, spread, on_device)
 
 
 def stats(group: dist.ProcessGroup | None = None) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Agreeing(Logged):
     def _close(self, send: Send, codec: Codec, *, changed: bool) -> None:
         """Notes what was decided for the call, and whether figures are exchanged after it."""
         if changed:
-            self._gap = 1  # what it takes is worth knowing soon
+            self._gap = max(1, self._interval // _GAPS[0])  # what it takes is worth knowing soon
             self._ledger.sign(f"{send.kind} {send.numel} {send.round} {codec}")
         self._share = self._learning or changed or self._calls - self._shared_at >= self._gap
         if self._share:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from dance.codecs import Codec, Uncompressed
 from dance.policy.agreeing import Agreeing
 from dance.policy.candidates import Candidates, Lists
-from dance.policy.cost import link_cost, link_deviation_s, relative_error, sent_nbytes
+from dance.policy.cost import link_cost, link_doubt, relative_error, sent_nbytes
 from dance.policy.explanation import Cost, Explanation, Row
 from dance.policy.model import shape_of
 from dance.policy.rules import Choice, Course, Prospect, commit, least_error, least_time
@@ -138,13 +138,14 @@ class Auto(Agreeing):
 
     def _prospect(self, send: Send, codec: Codec, cost: Cost) -> Prospect:
         if not send.is_collective:
-            deviation_s = link_deviation_s(codec, send)
-            return Prospect(codec=codec, seconds=cost.total_s, deviation_s=deviation_s, least_s=cost.total_s)
+            deviation_s, least_s = link_doubt(send, codec)
+            return Prospect(codec=codec, seconds=cost.total_s, deviation_s=deviation_s, least_s=least_s)
         return Prospect(
             codec=codec,
             seconds=cost.total_s,
             least_s=self._model.least_s(send, codec),
-            doubtful=isinstance(codec, Uncompressed) and not self._model.measured(send, codec),
+            measured=self._model.measured(send, codec),
+            direct=isinstance(codec, Uncompressed),
         )
 
     def _budget_s(self, send: Send) -> float | None:

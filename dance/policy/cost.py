@@ -10,10 +10,12 @@ import numpy as np
 from dance.codec_speed import Speed
 from dance.codecs import Codec
 from dance.coding import decode, encode
-from dance.plan import plan
+from dance.plan import Plan, plan
 from dance.policy.explanation import Cost, Row
 from dance.policy.send import Send
 
+# A compressed call's own time before anything is coded or sent; what calls take corrects it.
+_CALL_S = 2e-4
 _NUMEL = 4096  # of the normal data that errors are told of: a multiple of every block size in use
 _STRIDE = 1597  # coprime to _NUMEL: puts the quantiles in an order without trend
 
@@ -32,6 +34,18 @@ def relative_error(codec: Codec) -> float:
     return float(f"{np.linalg.norm(lost) / np.linalg.norm(x.astype(np.float64)):.2e}")
 
 
+def call_cost(parts: Plan, speed: Speed, wire_s: float) -> Cost:
+    """Returns what a collective takes whose messages take ``wire_s``: coding hides behind the wire, or the
+    wire behind coding, but for the first and the last chunk. Of a direct call the wire is all.
+    """
+    if parts.algorithm == "direct":
+        return Cost(encode_s=0.0, wire_s=wire_s, decode_s=0.0, total_s=wire_s)
+    encode_s, decode_s = parts.encoded * speed.encode_s, parts.decoded * speed.decode_s
+    longer, shorter = max(wire_s, encode_s + decode_s), min(wire_s, encode_s + decode_s)
+    total_s = _CALL_S + longer + shorter / parts.chunks
+    return Cost(encode_s=encode_s, wire_s=wire_s, decode_s=decode_s, total_s=total_s)
+
+
 def link_cost(send: Send, codec: Codec, speed: Speed | None = None) -> Cost | None:
     """Returns what a packet of ``send`` takes on its slowest link, None where one is not measured yet.
 
@@ -47,12 +61,18 @@ def link_cost(send: Send, codec: Codec, speed: Speed | None = None) -> Cost | No
     return Cost(encode_s=encode_s, wire_s=wire_s, decode_s=decode_s, total_s=encode_s + wire_s + decode_s)
 
 
-def link_deviation_s(codec: Codec, send: Send) -> float:
-    """Returns the standard deviation of a packet's seconds on the slowest link of ``send``; all are known."""
+def link_doubt(send: Send, codec: Codec) -> tuple[float, float]:
+    """Returns the standard deviation of a packet's seconds on the slowest link of ``send``, and what it may
+    take at best; all links are known.
+
+    Where latency cannot be told from the rate, all the time of the packets so far may have been latency.
+    """
     num_bytes = codec.packet_nbytes(send.numel, send.dtype)
     estimates = [estimate for meter in send.links if (estimate := meter.estimate()) is not None]
     slowest = max(estimates, key=lambda estimate: estimate.predict_s(num_bytes))
-    return slowest.predict_deviation_s(num_bytes)
+    deviation_s = float(slowest.predict_deviation_s(num_bytes))
+    at = num_bytes if slowest.latency_s else min(num_bytes, round(slowest.center_bytes))
+    return deviation_s, float(slowest.predict_s(at))
 
 
 def row(codec: Codec, send: Send) -> Row:

@@ -18,18 +18,20 @@ from dance.codec_speed import Speed
 from dance.codecs import Codec
 from dance.codecs import codec as to_codec
 from dance.plan import Plan, plan
+from dance.policy.cost import call_cost
 from dance.policy.explanation import Cost
 from dance.policy.figures import AgreedCall
 from dance.policy.send import Send
 
-# A compressed call's own time before anything is coded or sent; what calls take corrects it.
-_CALL_S = 2e-4
 # How much of a phase's time may be no matter of the rate, where only one size has been seen.
 _LATENCY_S = 5e-4
 _CALM = 1.25  # factor between times that are called equal
+_ALIKE = 1.5  # factor between sizes that tell latency and rate apart
 _DRIFT = 3.0  # factor that is no artefact of a line through few sizes, though no change was declared
-_WEIGHT = 0.4  # of the latest agreement in a correction
-_COLD = 2.0  # the first call of its kind faults its pages: it is believed up to this factor
+_DOUBTS = 2  # agreements, the cold one among them, after which a candidate is known: one may have stalled
+_LATEST = 5  # agreements whose median corrects
+_COLD = 2.0  # the first call of its kind faults its pages: it is believed up to this factor ...
+_COLDEST = 4.0  # ... and later ones may take so much less
 _BELIEVED_NBYTES = (1 << 10, 1 << 14, 1 << 18, 1 << 22)  # what a link that is believed in is fitted to
 _LEAST = 0.3  # of the parts' time: no correction goes below
 
@@ -73,12 +75,17 @@ class _Way:
 
 @dataclass(kw_only=True)
 class Cell:
-    """How much longer calls of one shape and codec took than their parts say."""
+    """How much longer calls of one shape and codec took than their parts say, and when that was."""
 
-    extra_s: float
+    extras_s: list[float]  # of the latest agreements
     base_s: float  # what the parts said then
     count: int  # agreements since the link changed
     regime: int
+
+    @property
+    def extra_s(self) -> float:
+        """The median, so that a stalled call changes nothing."""
+        return median(self.extras_s)
 
 
 class GroupModel:
@@ -127,22 +134,29 @@ class GroupModel:
     def least_s(self, send: Send, codec: Codec) -> float:
         """Returns what a call may take at best, given what it has been measured.
 
-        A cold first call may have taken twice as long as others will. Before a compressed call of this shape
-        and codec has been measured warm, what others took beyond their parts may be no matter of it; before
-        any direct call has been, half a millisecond of the compressed ones' time may be none of their bytes'.
+        A cold first call may have taken far longer than others will. Before a compressed call of this shape
+        and codec has been measured warm twice, what was measured beyond its parts may be chance; before any
+        direct call has been, half a millisecond of the compressed ones' time may be none of their bytes'.
         """
         cost = self.cost(send, codec)
         assert cost is not None
         measured = self.measured(send, codec)
-        if measured > 1:
+        if measured > _DOUBTS:
             return cost.total_s
         if _plan(send, codec).algorithm != "direct":
-            return min(cost.total_s, self._parts(send, codec).total_s)
+            base_s = self._parts(send, codec).total_s
+            return min(cost.total_s, base_s / _CALM if measured == 1 else base_s)
         compressed = self._ways[False]
-        if measured or not compressed.known:
-            return cost.total_s / _COLD
-        seen_s = _known(compressed.meter.predict_s(compressed.num_bytes))
-        return cost.total_s * max(0.0, 1.0 - _LATENCY_S / seen_s)
+        if measured > 1:
+            return cost.total_s
+        least_s = cost.total_s / (_COLDEST if measured else _COLD)
+        if not compressed.known or compressed.cold:
+            return least_s
+        parts = _plan(send, codec)
+        seen_s = self._phase_s(False, compressed.num_bytes)
+        wire_s = parts.phases * self._phase_s(False, max(1, parts.bytes_sent // parts.phases))
+        wire_s *= max(0.0, 1.0 - _LATENCY_S / seen_s)
+        return min(least_s, wire_s) if measured else wire_s
 
     def believe(self, rate_mbps: float, latency_s: float) -> None:
         """Takes a link for known until a call has measured it."""
@@ -150,7 +164,7 @@ class GroupModel:
         for num_bytes in _BELIEVED_NBYTES:
             way.meter.observe(num_bytes, latency_s + num_bytes * 8e-6 / rate_mbps)
         self._time += 1
-        way.cold, way.at, way.num_bytes = True, self._time, _BELIEVED_NBYTES[-1]
+        way.cold, way.at, way.num_bytes = True, self._time, 0  # any call replaces it
 
     def learn(self, calls: Sequence[AgreedCall]) -> float:
         """Takes in calls in the order in which they took place.
@@ -178,7 +192,7 @@ class GroupModel:
                 calls = [_middle(calls)]
         for call in calls:
             self._observe_link(call)
-            self._correct(call)
+        self._correct(_middle(calls[-3:]))
         return surprise
 
     def _observe_link(self, call: AgreedCall) -> None:
@@ -188,16 +202,19 @@ class GroupModel:
             seconds = call.seconds
         elif call.wire_s_per_byte is not None:
             seconds = call.wire_s_per_byte * parts.bytes_sent
-        else:
-            return
+        else:  # nobody timed the wire: what coding leaves
+            cost = call_cost(parts, self._speed(call.send, call.codec, None), 0.0)
+            seconds = max(call.seconds - cost.total_s, 0.1 * call.seconds)
         phases = max(1, parts.phases)
         way, other = self._ways[direct], self._ways[not direct]
+        num_bytes = max(1, parts.bytes_sent // phases)
         # What a first call took was cold, and what was seen of the link before it changed is past.
-        if way.cold or self._scale(direct) != 1.0:
+        alike = not way.num_bytes or _factor(num_bytes, way.num_bytes) < _ALIKE
+        if (way.cold and alike) or self._scale(direct) != 1.0:
             way.meter, other.other = LinkMeter(), None
         way.cold = way.at == 0
         self._time += 1
-        way.at, way.num_bytes = self._time, max(1, parts.bytes_sent // phases)
+        way.at, way.num_bytes = self._time, num_bytes
         changes = way.meter.num_changes
         way.meter.observe(way.num_bytes, seconds / phases)
         self.regime += way.meter.num_changes - changes
@@ -208,38 +225,29 @@ class GroupModel:
 
     def _correct(self, call: AgreedCall) -> None:
         base_s = self._parts(call.send, call.codec).total_s
-        key, regime = (shape_of(call.send), call.codec), self.regime
+        key = (shape_of(call.send), call.codec)
         cell = self._cells.get(key)
         if cell is None:
             seconds = min(max(call.seconds, base_s / _COLD), base_s * _COLD)
-            self._cells[key] = Cell(extra_s=seconds - base_s, base_s=base_s, count=1, regime=regime)
-            return
-        extra_s = call.seconds - base_s
-        if cell.regime == regime:
-            weight = _WEIGHT if cell.count > 1 else 1.0  # the cold first call is forgotten
-            extra_s = cell.extra_s + weight * (extra_s - cell.extra_s)
-            count = cell.count + 1
+            cell = Cell(extras_s=[seconds - base_s], base_s=base_s, count=1, regime=self.regime)
+        elif cell.count == 1 or cell.regime != self.regime:  # the first was cold, or of another link
+            count = cell.count + 1 if cell.regime == self.regime else 1
+            cell = Cell(extras_s=[call.seconds - base_s], base_s=base_s, count=count, regime=self.regime)
         else:
-            count = 1
-        self._cells[key] = Cell(extra_s=extra_s, base_s=base_s, count=count, regime=regime)
+            extras_s = [*cell.extras_s, call.seconds - base_s][-_LATEST:]
+            cell = Cell(extras_s=extras_s, base_s=base_s, count=cell.count + 1, regime=self.regime)
+        self._cells[key] = cell
 
     def _parts(self, send: Send, codec: Codec, speed: Speed | None = None) -> Cost:
-        """What coding and wire take, the one hidden behind the other but for the first and last chunk."""
+        """What coding and wire take, before anything that was measured corrects it."""
         parts = _plan(send, codec)
         phases = max(1, parts.phases)
         wire_s = phases * self._phase_s(parts.algorithm == "direct", max(1, parts.bytes_sent // phases))
-        if parts.algorithm == "direct":
-            return Cost(encode_s=0.0, wire_s=wire_s, decode_s=0.0, total_s=wire_s)
+        return call_cost(parts, self._speed(send, codec, speed), wire_s)
+
+    def _speed(self, send: Send, codec: Codec, speed: Speed | None) -> Speed:
         agreed = self.speeds.get((codec, send.feedback, send.device), speed)
-        speed = Speed(encode_s=0.0, decode_s=0.0) if agreed is None else agreed
-        encode_s, decode_s = parts.encoded * speed.encode_s, parts.decoded * speed.decode_s
-        longer, shorter = max(wire_s, encode_s + decode_s), min(wire_s, encode_s + decode_s)
-        return Cost(
-            encode_s=encode_s,
-            wire_s=wire_s,
-            decode_s=decode_s,
-            total_s=_CALL_S + longer + shorter / parts.chunks,
-        )
+        return Speed(encode_s=0.0, decode_s=0.0) if agreed is None else agreed
 
     def _phase_s(self, direct: bool, num_bytes: int) -> float:
         """What a phase of so many bytes takes."""
@@ -287,7 +295,7 @@ class GroupModel:
             "direct": self._ways[True].state_dict(),
             "compressed": self._ways[False].state_dict(),
             "cells": [
-                [list(shape), str(codec), cell.extra_s, cell.base_s, cell.count, cell.regime]
+                [list(shape), str(codec), cell.extras_s, cell.base_s, cell.count, cell.regime]
                 for (shape, codec), cell in self._cells.items()
             ],
         }
@@ -302,9 +310,11 @@ class GroupModel:
         self._ways[False].load_state_dict(state["compressed"])
         self._cells = {
             ((kind, world, dtype, feedback, octave), to_codec(text)): Cell(
-                extra_s=extra_s, base_s=base_s, count=count, regime=regime
+                extras_s=list(extras_s), base_s=base_s, count=count, regime=regime
             )
-            for (kind, world, dtype, feedback, octave), text, extra_s, base_s, count, regime in state["cells"]
+            for (kind, world, dtype, feedback, octave), text, extras_s, base_s, count, regime in state[
+                "cells"
+            ]
         }
 
 

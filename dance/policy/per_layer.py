@@ -26,17 +26,21 @@ class PerLayer(Logged):
     def __init__(self, rules: Mapping[str, Like | Policy], default: Like | Policy) -> None:
         super().__init__()
         self._rules = [(pattern, _policy(each)) for pattern, each in rules.items()]
-        self._default = _policy(default)
-        self._asked = self._default
+        self.default = _policy(default)
+        self._asked = self.default
         # Each once, in order: one policy may serve several patterns.
-        self._policies = list(dict.fromkeys([*(policy for _, policy in self._rules), self._default]))
+        self._policies = list(dict.fromkeys([*(policy for _, policy in self._rules), self.default]))
         self._lengths = [0] * len(self._policies)
 
-    def _of(self, send: Send) -> Policy:
+    def rule_of(self, target: str) -> Policy | None:
+        """Returns the policy of the first pattern that matches, None where the default counts."""
         for pattern, policy in self._rules:
-            if fnmatchcase(send.target, pattern):
+            if fnmatchcase(target, pattern):
                 return policy
-        return self._default
+        return None
+
+    def _of(self, send: Send) -> Policy:
+        return self.rule_of(send.target) or self.default
 
     def _decide(self, send: Send) -> Codec:
         self._asked = self._of(send)

@@ -18,7 +18,9 @@ SETTLING_CALLS = 3  # up to here the best is taken at once, and what is in doubt
 _GAIN = 0.04  # a change must promise so much, or noise would make candidates come and go
 _DWELL_CALLS = 8  # so long after a change, unless the link has changed, ...
 _DWELL_GAIN = 0.25  # ... the next must promise so much
+_NEARLY = 1.1  # of a budget, where noise explains the excess
 _MOST_PATIENCE = 8  # times the usual dwell
+_COLD_SHARE = 0.8
 _TRIALS = 2  # of one candidate, until the link changes
 _TRIAL_SHARE = 0.01  # of the time spent pays for trials
 _TRIAL_FACTOR = 1.5  # what is predicted to take longer, at best, is not tried in the first calls
@@ -57,15 +59,16 @@ class Course:
 
 @dataclass(frozen=True, kw_only=True)
 class Prospect:
-    """A candidate: predicted seconds, their standard deviation, and what it may take at best; ``doubtful`` if
-    nothing like it has been measured.
+    """A candidate: predicted seconds, their standard deviation, what it may take at best, and how often it
+    has been measured since the link changed; ``direct``: it is not compressed.
     """
 
     codec: Codec
     seconds: float
     deviation_s: float = 0.0
     least_s: float
-    doubtful: bool = False
+    measured: int = 0
+    direct: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +81,14 @@ class Choice:
 
 
 def least_time(prospects: Sequence[Prospect], course: Course, regime: int) -> Choice:
-    """Returns the candidate of least time, the one in use unless another promises 4 % less."""
-    best = min(prospects, key=lambda each: each.seconds)
+    """Returns the candidate of least time, the one in use unless another promises 4 % less.
+
+    First calls are cold, so that at the start compressing must promise a fifth less than not compressing.
+    """
+    best = min(
+        prospects,
+        key=lambda each: each.seconds * (_COLD_SHARE if each.direct and each.measured == 1 else 1.0),
+    )
     held = next((each for each in prospects if each.codec == course.codec), None)
     chosen, reason = best, "the least time"
     if held is not None and held is not best and course.measured and course.at > SETTLING_CALLS:
@@ -104,11 +113,13 @@ def _trial(prospects: Sequence[Prospect], course: Course, chosen: Prospect) -> C
         tried = course.trials.get(each.codec, 0)
         if each.codec == chosen.codec or tried >= _TRIALS:
             continue
-        if each.doubtful and not tried and each.least_s < _TRIAL_FACTOR * chosen.seconds:
+        unknown = each.direct and not each.measured and not tried
+        if unknown and each.least_s < _TRIAL_FACTOR * chosen.seconds:
             return Choice(codec=each.codec, reason="tried once: it may take less than predicted", trial=True)
         expected_s = 0.25 * each.seconds + 0.75 * each.least_s
         more_s = max(expected_s - chosen.seconds, 0.05 * chosen.seconds)
-        if each.least_s < (1.0 - _GAIN) * chosen.seconds and more_s <= budget_s:
+        promising = unknown or each.least_s < (1.0 - _GAIN) * chosen.seconds
+        if promising and more_s <= budget_s:
             share = f"{_TRIAL_SHARE:.0%} of the time pays for trials"
             return Choice(codec=each.codec, reason=f"tried: {share}", trial=True)
     return None
@@ -120,28 +131,33 @@ def least_error(
     """Returns the first candidate, in order from least to most lossy, that takes no more than ``budget_s``.
 
     A less lossy one than that in use must fit ``headroom`` of the budget, its deviation included, and waits
-    ``dwell`` after the last change, the longer the more often it was taken in vain.
+    ``dwell`` after the last change, the longer the more often it was taken in vain. One that fits at best is
+    tried then: what was taken for the time of bytes may be latency.
     """
     best = next((k for k, each in enumerate(prospects) if each.seconds <= budget_s), None)
     now = next((k for k, each in enumerate(prospects) if each.codec == course.codec), None)
-    budget = f"{budget_s:.6g} s"
-    if now is not None and course.measured:
+    budget, room = f"{budget_s:.6g} s", headroom * budget_s
+    if now is None or not course.measured:
+        pass
+    elif best is None or best > now:
         held = prospects[now]
-        if best is not None and best < now and held.seconds <= budget_s:
-            waits = dwell * course.patience
-            if course.at - course.since < waits:
-                return Choice(codec=held.codec, reason=f"stays for {waits} rounds after its last change")
-            room = headroom * budget_s
-            roomy = next(
-                (k for k in range(now) if prospects[k].seconds + prospects[k].deviation_s <= room), None
-            )
-            if roomy is None:
-                return Choice(codec=held.codec, reason=f"nothing less lossy fits {headroom:g} of {budget}")
-            best = roomy
-        elif (
-            best is None or best > now
-        ) and held.seconds - held.deviation_s <= budget_s <= held.seconds < 1.1 * budget_s:
+        if held.seconds - held.deviation_s <= budget_s and held.seconds < _NEARLY * budget_s:
             return Choice(codec=held.codec, reason=f"may still fit {budget}: the excess is within the noise")
+    elif best < now:
+        held, waits = prospects[now], dwell * course.patience
+        if course.at - course.since < waits:
+            return Choice(codec=held.codec, reason=f"stays for {waits} rounds after its last change")
+        sure = (k for k in range(now) if prospects[k].seconds + prospects[k].deviation_s <= room)
+        best = next(sure, None)
+        if best is None:
+            return Choice(codec=held.codec, reason=f"nothing less lossy fits {headroom:g} of {budget}")
+    elif now:
+        held, better = prospects[now], prospects[now - 1]
+        waits = dwell * min(2 ** sum(course.trials.values()), _MOST_PATIENCE)
+        waited = course.at - max(course.since, course.tried_at) >= waits
+        if waited and held.seconds <= room and better.least_s <= room:
+            reason = "tried once: it may take less than predicted"
+            return Choice(codec=better.codec, reason=reason, trial=True)
     if best is None:
         fastest = min(prospects, key=lambda each: each.seconds)
         return Choice(codec=fastest.codec, reason=f"nothing fits {budget}: the fastest")
@@ -167,5 +183,6 @@ def commit(
         if lossier and course.rose:
             course.patience = min(2 * course.patience, _MOST_PATIENCE) if soon else 1
         course.rose = not lossier
+        course.trials.clear()
     course.since = course.tried_at = course.at
     course.codec, course.measured, course.regime = choice.codec, measured, regime

@@ -8,6 +8,8 @@ from pathlib import Path
 
 LEAST = 95.0
 HELD = ("csrc/frame/", "csrc/codec_api.cpp", "csrc/codecs/", "csrc/cpu/")
+# Its last lines refuse a target whose instructions the CPU lacks: only such a CPU reaches them.
+EXCEPT = ("csrc/cpu/dispatch.cpp",)
 
 
 def main(summary: str) -> int:
@@ -16,11 +18,12 @@ def main(summary: str) -> int:
         name, percent = file["filename"], file["line_percent"]
         if not file["line_total"]:
             continue
-        held = name.startswith(HELD)
+        held = name.startswith(HELD) and name not in EXCEPT
         print(f"{name:40} {file['line_covered']:5} of {file['line_total']:5} lines  {percent:6.1f} %")
         if held and percent < LEAST:
             low.append(name)
-    print(f"below {LEAST:g} %: {', '.join(low)}" if low else f"at least {LEAST:g} %: {', '.join(HELD)}")
+    fine = f"at least {LEAST:g} %: {', '.join(HELD)}, without {', '.join(EXCEPT)}"
+    print(f"below {LEAST:g} %: {', '.join(low)}" if low else fine)
     return 1 if low else 0
 
 

@@ -1,0 +1,227 @@
+"""The device transport: payloads that stay on the GPU, moved by torch's own collectives of raw bytes.
+
+For groups without gloo (NCCL). All of it goes on the caller's stream from the caller's thread, which waits
+for nothing. There are no headers and no checksums: all ranks know the sizes beforehand, so codecs of varying
+size are refused, and the kernels check indices. Receivers derive a packet's seed from its sender. The same
+code runs over gloo on CPU tensors, which is how it is tested without a GPU.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dance.arrays import kind_of
+from dance.codecs import Codec
+from dance.coding import decode, reduce
+from dance.distributed.section import EXACT, Section
+from dance.distributed.torch_names import all_gather_into_tensor
+from dance.distributed.work import CallStats
+from dance.errors import NonFiniteError
+from dance.packet import Packet
+from dance.plan import Span, plan, shards
+
+_ALIGN = 256  # payloads start at multiples of it, as fresh CUDA memory does
+_FINITE = 2**63 - 1  # what a kernel leaves in its flag where all was finite
+
+
+def check_device_codec(codec: Codec) -> None:
+    """Raises ValueError for a codec whose payloads have no size known beforehand."""
+    if not codec.fixed_size:
+        raise ValueError(
+            f"{codec}: its size varies, and a group without gloo moves bytes of known size only; take topk, "
+            "or a group with both: init_process_group('cpu:gloo,cuda:nccl') and CPU tensors"
+        )
+
+
+@dataclass(kw_only=True)
+class DeviceCall:
+    """One collective on the device; its methods execute it. ``timed``: wait for the device around messages,
+    for a policy wants to know what they take.
+    """
+
+    group: dist.ProcessGroup
+    stats: CallStats
+    mean: bool = False
+    timed: bool = False
+    rank: int = field(init=False)
+    world: int = field(init=False)
+    _packets: list[Packet] = field(default_factory=list)  # encoded here: their flags tell what is not finite
+
+    def __post_init__(self) -> None:
+        self.rank, self.world = self.group.rank(), self.group.size()
+
+    def all_reduce(self, section: Section) -> None:
+        numel = section.values.numel()
+        dtype = str(section.values.dtype).removeprefix("torch.")
+        section.begin()
+        if plan("all_reduce", section.codec, numel, self.world, dtype=dtype).algorithm != "two-shot":
+            reduce(self._gather(section, (0, numel)), mean=self.mean, out=section.values)
+            return
+        spans = shards(numel, self.world)
+        start, stop = spans[self.rank]
+        room = self._room(section, spans[0])
+        if stop > start:
+            own = self._packet(section, EXACT, stop - start)
+            section.encode_exact((start, stop), own)
+            packets = self._trade(section, spans, [stop - start] * self.world)
+            packets[self.rank] = own
+            seed = section.packet_seed("sum", self.rank)
+            total = self._packet(section, section.codec, stop - start, room)
+            self._packets.append(total)
+            try:
+                reduce(
+                    [packets[rank] for rank in range(self.world)],
+                    codec=section.codec,
+                    out=total,
+                    seed=seed,
+                    residual=None if section.residual is None else section.residual.values[start:stop],
+                )
+            except NonFiniteError as error:
+                section.found(start + error.index)
+        else:
+            self._trade(section, spans, [0] * self.world)
+        gathered = self._all_gather(room)
+        for rank, (first, last) in enumerate(spans):
+            if last > first:
+                packet = self._packet(section, section.codec, last - first, gathered[rank])
+                packet.seed = section.packet_seed("sum", rank, rank=rank)
+                weight = 1.0 / self.world if self.mean else 1.0
+                decode(packet, out=section.values[first:last], weight=weight)
+
+    def reduce_scatter(self, section: Section, output: torch.Tensor) -> None:
+        section.begin()
+        share = output.numel()
+        spans = [(rank * share, (rank + 1) * share) for rank in range(self.world)]
+        packets = self._trade(section, spans, [share] * self.world)
+        packets[self.rank] = self._packet(section, EXACT, share)
+        section.encode_own(spans[self.rank], packets[self.rank])
+        if share:
+            reduce([packets[rank] for rank in range(self.world)], mean=self.mean, out=output)
+
+    def all_gather(self, section: Section, output: torch.Tensor) -> None:
+        section.begin()
+        packets = self._gather(section, (0, section.values.numel()))
+        for packet, place in zip(packets, output.view(self.world, -1), strict=True):
+            decode(packet, out=place)
+
+    def broadcast(self, section: Section, root: int) -> None:
+        numel = section.values.numel()
+        room = self._room(section, (0, numel))
+        packet = self._packet(section, section.codec, numel, room)
+        if self.rank == root:
+            section.begin()
+            self._encode(section, (0, numel), packet, "to all")
+        self._move(lambda: dist.broadcast(room, group=self.group, group_src=root), room.numel())
+        packet.seed = section.packet_seed("to all", 0, rank=root)
+        decode(packet, out=section.values)
+
+    def all_to_all(self, section: Section, given: Sequence[Span], places: dict[int, torch.Tensor]) -> None:
+        """Sends span r of the section to rank r, and decodes what comes from it into ``places[r]``."""
+        section.begin()
+        taken = [places[rank].numel() if rank in places else 0 for rank in range(self.world)]
+        for rank, packet in self._trade(section, given, taken).items():
+            decode(packet, out=places[rank])
+
+    def nonfinite(self, sections: Sequence[Section]) -> torch.Tensor:
+        """Returns, on the device, 1 where the input of any rank was not finite, else 0."""
+        device = sections[0].values.device
+        found = any(section.nonfinite_at >= 0 for section in sections)  # on the CPU an encode has told
+        bad = torch.tensor([found], dtype=torch.int32, device=device)
+        flags = [packet._flags[:1] for packet in self._packets if packet._flags is not None]
+        if flags:
+            bad = (torch.cat(flags) != _FINITE).any().to(torch.int32).view(1)
+        dist.all_reduce(bad, dist.ReduceOp.MAX, group=self.group)
+        return bad
+
+    # ------------------------------------------------------------------------------------------- messages
+
+    def _gather(self, section: Section, span: Span) -> list[Packet]:
+        """Sends ``span`` to everybody; returns the packets of all, in order of rank."""
+        numel = span[1] - span[0]
+        room = self._room(section, span)
+        self._encode(section, span, self._packet(section, section.codec, numel, room), "to all")
+        packets = []
+        for rank, payload in enumerate(self._all_gather(room)):
+            packet = self._packet(section, section.codec, numel, payload)
+            packet.seed = section.packet_seed("to all", 0, rank=rank)
+            packets.append(packet)
+        return packets
+
+    def _trade(self, section: Section, given: Sequence[Span], taken: Sequence[int]) -> dict[int, Packet]:
+        """Sends span r to rank r; returns the packets of ``taken[r]`` elements that came from the others."""
+        others = [rank for rank in range(self.world) if rank != self.rank]
+        to = [0] * self.world
+        of = [0] * self.world
+        for rank in others:
+            to[rank] = self._nbytes(section, given[rank][1] - given[rank][0])
+            of[rank] = self._nbytes(section, taken[rank])
+        device = section.values.device
+        sends = torch.empty(sum(to), dtype=torch.uint8, device=device)
+        came = torch.empty(sum(of), dtype=torch.uint8, device=device)
+        for rank, room in enumerate(torch.split(sends, to)):
+            if to[rank]:
+                span = given[rank]
+                packet = self._packet(section, section.codec, span[1] - span[0], room)
+                self._encode(section, span, packet, "to", rank)
+        self._move(lambda: dist.all_to_all_single(came, sends, of, to, group=self.group), sends.numel())
+        packets = {}
+        for rank, payload in enumerate(torch.split(came, of)):
+            if of[rank]:
+                packet = self._packet(section, section.codec, taken[rank], payload)
+                packet.seed = section.packet_seed("to", self.rank, rank=rank)
+                packets[rank] = packet
+        return packets
+
+    def _encode(self, section: Section, span: Span, packet: Packet, phase: str, at: int = 0) -> None:
+        section.encode(span, packet, seed=section.packet_seed(phase, at))
+        self._packets.append(packet)
+
+    def _all_gather(self, room: torch.Tensor) -> list[torch.Tensor]:
+        gathered = room.new_empty(self.world * room.numel())
+        sent = (self.world - 1) * room.numel()
+        self._move(lambda: all_gather_into_tensor(gathered, room, group=self.group), sent)
+        return list(torch.split(gathered, [room.numel()] * self.world))
+
+    def _move(self, start: Callable[[], Any], num_bytes: int) -> None:
+        """Moves bytes in the order of the stream."""
+        if self.timed:
+            _synchronize()
+        start_s = time.monotonic()
+        start()
+        if self.timed:
+            _synchronize()
+            self.stats.wire_s = (self.stats.wire_s or 0.0) + time.monotonic() - start_s
+        self.stats.bytes_sent += num_bytes
+        self.stats.bytes_received += num_bytes
+
+    def _nbytes(self, section: Section, numel: int) -> int:
+        payload_nbytes = section.codec.layout(numel, section.dtype)[1] if numel else 0
+        return -(-payload_nbytes // _ALIGN) * _ALIGN
+
+    def _room(self, section: Section, span: Span) -> torch.Tensor:
+        num_bytes = self._nbytes(section, span[1] - span[0])
+        return torch.zeros(num_bytes, dtype=torch.uint8, device=section.values.device)
+
+    def _packet(self, section: Section, codec: Codec, numel: int, room: torch.Tensor | None = None) -> Packet:
+        """A packet to encode into, or of what came, at the head of ``room``."""
+        spec, num_bytes, _ = codec.layout(numel, section.dtype)
+        device = section.values.device
+        if room is None:
+            room = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        payload = room[:num_bytes]
+        ordinal = device.index if device.type == "cuda" else -1
+        memory = (payload.data_ptr(), num_bytes, ordinal, payload, 0)
+        packet = Packet(codec, (numel,), spec, kind_of(payload, "payload"), memory, numel)
+        packet._dtype = section.dtype
+        return packet
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,38 @@
+"""How a collective is executed on the device, and when what is not finite is reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from dance.codecs import Codec
+from dance.distributed.call import Options
+from dance.distributed.device import DeviceCall, check_device_codec
+from dance.distributed.launch import Launch
+from dance.distributed.section import Section
+from dance.distributed.work import Work
+
+
+def execute_on_device(
+    launch: Launch, options: Options, codecs: Sequence[Codec], body: Callable[[DeviceCall], list[Section]]
+) -> Work | None:
+    """Executes ``body``, which returns what it encoded.
+
+    With ``nonfinite="raise"`` all ranks raise NonFiniteError if any input was not finite: at once on the CPU;
+    on CUDA in the next call of the group, for this one waits for nothing.
+    """
+    member = launch.member
+    member.check_unread()
+    for codec in codecs:
+        check_device_codec(codec)
+    stats = launch.stats
+
+    def run() -> None:
+        timed = any(choice.policy is not None for choice in launch.choices)
+        call = DeviceCall(group=launch.group, stats=stats, mean=options.mean, timed=timed)
+        sections = body(call)
+        if options.nonfinite == "raise" and sections:
+            member.unread = (stats.collective, call.nonfinite(sections))
+            if not launch.tensors[0].is_cuda:
+                member.check_unread()
+
+    return launch.on_device(run)

@@ -1,0 +1,403 @@
+"""The packets of one call of a collective, point to point over a gloo group.
+
+A phase of a call is a row of messages from each source. A message is one or more packets, one behind the
+other. The first message of a phase from a source is announced: its first header comes alone. Only when the
+first of all has been checked are the receives of the rest posted, with the exact sizes that this rank
+expects: so a peer that disagrees is noticed before it can send too much (gloo aborts the receiver of an
+over-long message). Time on the wire is measured from an announcement on: a peer that computes or sleeps
+before it sends changes nothing. A message whose size varies is announced, too. Everything else streams
+without waiting for anybody.
+
+Tags follow from the number of the call, so whatever a faulty peer leaves behind is never taken for something
+later. The header's `round` holds that number and two flags, so that all ranks learn of trouble at one.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from dance.codecs import DTYPES, HEADER_NBYTES
+from dance.errors import FrameError, PeerError
+from dance.exchange.parts import Incoming, Outgoing, Part, layout
+from dance.exchange.wire import Wire
+from dance.exchange.wire_time import Interval, by_phase, union_s
+from dance.header import Header, parse_header
+from dance.packet import Packet
+
+NONFINITE = 1 << 31  # in `round`: the input of a rank held NaN or infinity; its blocks count as zeros
+REFUSED = 1 << 30  # in `round`: the sender had to refuse a packet that went into this one
+_CALL = REFUSED - 1
+
+_FIRST_TAG = (1 << 30) + (1 << 21)  # clear of ProcessGroupExchange and of the small tags of other users
+_TAGS_A_CALL = 1 << 11
+_TAGS_A_PHASE = 1 << 10
+_CALLS = 1 << 18
+MAX_MESSAGES = _TAGS_A_PHASE // 2  # of one phase from one source
+_DRAIN_SLACK = 1 << 16  # bytes beyond what was expected that a refused payload may have and be received
+
+
+class WireCall:
+    """The messages of one call, both ways; its collective encodes, sends, and takes what `accept` hands on.
+
+    Own packets are sent by the calling thread; a thread for each source receives, so that a slow peer delays
+    no other. ``accept(message)`` runs there, as soon as a message is in and checked: its packets in order,
+    None for one that was refused.
+    """
+
+    def __init__(self, wire: Wire, number: int, name: str) -> None:
+        self._wire = wire
+        self._name = name
+        self.rank, self.world = wire.rank, wire.world
+        # Tried beginning with the next rank, so that not all begin with rank 0: no gain at 100 Mbit/s.
+        self.peers = [rank for rank in range(wire.world) if rank != wire.rank]
+        self._receiving_memory = wire.receiving
+        self._sending_memory = wire.sending
+        self._receiving_memory.reset()
+        self._sending_memory.reset()
+        self._number = number & _CALL
+        self._tag = _FIRST_TAG + number % _CALLS * _TAGS_A_CALL
+        self._deadline_s = time.monotonic() + wire.timeout_s
+        if wire.broken is not None:
+            raise PeerError(wire.broken)
+        self.flags = 0  # NONFINITE, REFUSED: of this rank and of all that it has heard
+        self.nonfinite_at: list[int] = []  # ranks whose packets said so
+        self._errors: dict[int, Exception] = {}  # by source; the first of each
+        self._hearsay: dict[int, Exception] = {}  # the same of what others refused
+        self._strangers: set[int] = set()  # sources that make another call, as it seems
+        self._failure: Exception | None = None  # the group is of no more use
+        self._sends: list[tuple[Any, int]] = []
+        self._announced: set[tuple[int, int]] = set()  # (phase, target)
+        self._expected: dict[int, list[Incoming]] = {}
+        self._gates: dict[int, list[tuple[torch.Tensor, int]]] = {}  # by target: what may not be sent yet
+        self._arrived: dict[tuple[int, int], int] = {}
+        self._condition = threading.Condition()
+        self._receiving = 0
+        self._inline: Callable[[], None] | None = None
+        self._intervals: list[Interval] = []
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.decode_s: list[float] = []  # of checking and decoding, in several threads
+        self.seal_s = 0.0  # of checksums and headers
+
+    # --------------------------------------------------------------------------------------------- way in
+
+    def expect(self, source: int, phase: int, index: int, parts: Sequence[Part]) -> None:
+        """Says what will come; to be called for all sources and phases, in order, before `start`."""
+        if index >= MAX_MESSAGES:
+            raise ValueError(f"{self._name}: more than {MAX_MESSAGES} messages a phase; send fewer at once")
+        messages = self._expected.setdefault(source, [])
+        first = not messages or messages[-1].phase != phase
+        varies = not parts[0].codec.fixed_size
+        messages.append(Incoming(source, phase, index, parts, announced=first or varies))
+
+    def start(self, accept: Callable[[Incoming], None]) -> None:
+        """Posts what may be posted and starts to receive."""
+        for source, messages in self._expected.items():
+            if messages[0].phase == 0:  # later phases may wait for what we send
+                self._gates[source] = []
+            for message in messages:
+                if message.announced:
+                    # Memory of its own: a receive that a faulty peer leaves open outlives the call.
+                    message.header = torch.empty(HEADER_NBYTES, dtype=torch.uint8)
+                    message.header_work = self._wire.receive(message.header, source, self._tag_of(message))
+                message.buffer = self._receiving_memory.take(layout(message.parts)[1])
+        tasks = [
+            (source, self._receiving_task(source, messages, accept))
+            for source, messages in self._expected.items()
+        ]
+        self._receiving = len(tasks)
+        if len(tasks) == 1 and len(self._expected[tasks[0][0]]) == 1:
+            self._inline = tasks[0][1]  # nothing can be gained from a thread
+            return
+        for source, task in tasks:
+            self._wire.receiver(source).submit(task)
+
+    def wait_for(self, phase: int, index: int, count: int) -> None:
+        """Waits until message ``index`` of ``phase`` came from ``count`` sources, refused or not."""
+        self._run_inline()
+        with self._condition:
+            while self._arrived.get((phase, index), 0) < count and self._failure is None:
+                self._condition.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def finish(self) -> None:
+        """Waits until all is received and sent; raises what went wrong, after all of it."""
+        self._run_inline()
+        with self._condition:
+            while self._receiving:
+                self._condition.wait()
+        refused = []
+        for work, target in self._sends:
+            if target in self._strangers or target in self._hearsay:  # it may never take this
+                refused.append(work)
+            elif self._failure is None:
+                try:
+                    self._wire.wait(work, self._deadline_s, f"{self._name}: message to rank {target}")
+                except PeerError as error:
+                    self._failure = error
+        if refused or self._failure is not None:
+            self._wire.keep([*refused, *self._sends, *self._sending_memory.abandon()])
+        if self._failure is not None:
+            raise self._failure
+        for errors in (self._errors, self._hearsay):
+            for source in sorted(errors):
+                raise errors[source]
+
+    def observe(self) -> float:
+        """Feeds the meters and returns the seconds in which anything was on the wire to this rank."""
+        for per_phase in by_phase(self._intervals):
+            total = sum(num_bytes for _, _, _, _, num_bytes in per_phase)
+            self._wire.meter.observe(total, union_s([(a, b) for _, _, a, b, _ in per_phase]))
+        for _, source, start_s, end_s, num_bytes in self._intervals:
+            self._wire.links.observe(source, self._wire.rank, num_bytes, end_s - start_s)
+        return union_s([(start_s, end_s) for _, _, start_s, end_s, _ in self._intervals])
+
+    def _run_inline(self) -> None:
+        if self._inline is not None:
+            task, self._inline = self._inline, None
+            task()
+
+    def _receiving_task(
+        self, source: int, messages: list[Incoming], accept: Callable[[Incoming], None]
+    ) -> Callable[[], None]:
+        def task() -> None:
+            try:
+                self._receive(source, messages, accept)
+            except Exception as error:  # from a lost peer: the call cannot go on
+                with self._condition:
+                    self._failure = self._failure or error
+            with self._condition:
+                self._receiving -= 1
+                self._condition.notify_all()
+
+        return task
+
+    def _receive(self, source: int, messages: list[Incoming], accept: Callable[[Incoming], None]) -> None:
+        start_s, num_bytes = 0.0, 0
+        for k, message in enumerate(messages):
+            head: Header | None = None
+            if message.announced:
+                what = f"{self._name}: message from rank {source}"
+                self._wire.wait(message.header_work, self._deadline_s, what)
+                self._count(HEADER_NBYTES)
+                start_s, num_bytes = time.monotonic(), 0
+                if message.work is None:
+                    head, known = self._open(message)
+                    if not known:
+                        self._strangers.add(source)
+                        self._drain(message)
+                        self._skip(messages[k:], accept, posted=k > 0)
+                        return
+                    self._post_rest(message, head)
+                if head is None:
+                    _memory(message)[:HEADER_NBYTES] = message.header  # type: ignore[assignment]
+                if k == 0:
+                    self._post(messages[1:])
+                    self._open_gate(source)
+            if message.work is not None:
+                self._wire.wait(message.work, self._deadline_s, f"{self._name}: payload from rank {source}")
+            end_s = time.monotonic()
+            num_bytes += self._check(message, head)
+            last = k + 1 == len(messages) or messages[k + 1].announced
+            if last and num_bytes:
+                self._intervals.append((message.phase, source, start_s, end_s, num_bytes))
+            accept(message)
+            self._arrive(message)
+
+    def _post(self, messages: Sequence[Incoming]) -> None:
+        """Posts the receives of what has a known size, once the first header was found to be right."""
+        for message in messages:
+            if message.parts[0].codec.fixed_size:
+                skip = HEADER_NBYTES if message.announced else 0
+                tag = self._tag_of(message) + (1 if message.announced else 0)
+                message.work = self._wire.receive(_memory(message)[skip:], message.source, tag)
+
+    def _open(self, message: Incoming) -> tuple[Header | None, bool]:
+        """Returns the header that announces ``message``, None if it is refused, with the error kept; and
+        whether the sizes of what follows are known: they are where the peer means what we expect, and where
+        its header was garbled on the way.
+        """
+        source, part = message.source, message.parts[0]
+        assert message.header is not None
+        who = f"{self._name}: message from rank {source}"
+        try:
+            header = parse_header(message.header.numpy())
+        except FrameError as error:
+            self._refuse(source, FrameError(f"{who}: {error}"))
+            return None, part.codec.fixed_size
+        try:
+            header.check((part.codec, (part.numel,), DTYPES[part.dtype]))
+        except FrameError as error:
+            self._refuse(source, PeerError(f"{who}: {error}"))
+            return None, False
+        try:
+            self._check_stamp(header, source)
+        except PeerError as error:
+            self._refuse(source, PeerError(f"{who}: {error}"))
+            return None, part.codec.fixed_size
+        return header, True
+
+    def _check_stamp(self, header: Header, source: int) -> None:
+        if header.sender != source:
+            raise PeerError(f"the packet says that it is from rank {header.sender}")
+        if header.round & _CALL != self._number:
+            raise PeerError(
+                f"the packet is of call {header.round & _CALL}, this is call {self._number} of the group; "
+                "do all ranks make the same calls?"
+            )
+
+    def _drain(self, message: Incoming) -> None:
+        """Takes what was announced in vain, so that its sender may go on, if its size is credible."""
+        work = None
+        try:
+            announced = parse_header(message.header).payload_nbytes
+        except FrameError:
+            announced = 0
+        limit = 4 * message.parts[0].numel + _DRAIN_SLACK
+        if len(message.parts) == 1 and 0 < announced <= limit:
+            buffer = torch.empty(announced, dtype=torch.uint8)
+            work = self._wire.receive(buffer, message.source, self._tag_of(message) + 1)
+        self._open_gate(message.source)
+        if work is not None:
+            what = f"{self._name}: payload from rank {message.source}"
+            self._wire.wait(work, self._deadline_s, what)
+            self._count(announced)
+
+    def _post_rest(self, message: Incoming, head: Header | None) -> None:
+        memory = _memory(message)
+        end = memory.numel() if head is None else HEADER_NBYTES + head.payload_nbytes
+        if len(message.parts) > 1:
+            end = memory.numel()
+        rest = memory[HEADER_NBYTES:end]
+        message.buffer = memory[:end]
+        if rest.numel():
+            message.work = self._wire.receive(rest, message.source, self._tag_of(message) + 1)
+
+    def _check(self, message: Incoming, head: Header | None) -> int:
+        """Opens the packets of a message that is in; returns its bytes without an announcing header."""
+        start_s = time.perf_counter()
+        memory = _memory(message)
+        places, _ = layout(message.parts)
+        for k, (part, (offset, _)) in enumerate(zip(message.parts, places, strict=True)):
+            packet: Packet | None = None
+            start = offset + HEADER_NBYTES
+            try:
+                header = head if k == 0 and head is not None else None
+                if header is None:
+                    header = parse_header(memory[offset:start].numpy())
+                    self._check_stamp(header, message.source)
+                expect = (part.codec, (part.numel,), DTYPES[part.dtype])
+                try:
+                    header.check(expect)
+                except FrameError as error:
+                    self._strangers.add(message.source)
+                    raise PeerError(str(error)) from error
+                payload = memory[start : start + header.payload_nbytes]
+                packet = Packet.from_parts(header, payload, expect=expect)
+                self._hear(header)
+            except (FrameError, PeerError) as error:
+                kind = type(error)
+                self._refuse(
+                    message.source, kind(f"{self._name}: message from rank {message.source}: {error}")
+                )
+            message.packets.append(packet)
+        self.decode_s.append(time.perf_counter() - start_s)
+        num_bytes = memory.numel() - (HEADER_NBYTES if head is not None else 0)
+        self._count(num_bytes)
+        return num_bytes
+
+    def _count(self, num_bytes: int) -> None:
+        with self._condition:
+            self.bytes_received += num_bytes
+
+    def _hear(self, header: Header) -> None:
+        if header.round > _CALL:
+            with self._condition:
+                self.flags |= header.round & ~_CALL
+                if header.round & NONFINITE:
+                    self.nonfinite_at.append(header.sender)
+            if header.round & REFUSED:
+                what = f"{self._name}: rank {header.sender} had to refuse what a peer sent it"
+                self._hearsay.setdefault(header.sender, PeerError(what))
+
+    def _refuse(self, source: int, error: Exception) -> None:
+        with self._condition:
+            self._errors.setdefault(source, error)
+            self.flags |= REFUSED
+
+    def _skip(
+        self, messages: Sequence[Incoming], accept: Callable[[Incoming], None], *, posted: bool
+    ) -> None:
+        if posted:
+            self._wire.keep(self._receiving_memory.abandon())
+        self._wire.keep([message.header_work for message in messages if message.header_work is not None])
+        for message in messages:
+            message.packets = [None] * len(message.parts)
+            accept(message)
+            self._arrive(message)
+
+    def _arrive(self, message: Incoming) -> None:
+        with self._condition:
+            at = (message.phase, message.index)
+            self._arrived[at] = self._arrived.get(at, 0) + 1
+            self._condition.notify_all()
+
+    # -------------------------------------------------------------------------------------------- way out
+
+    def outgoing(self, parts: Sequence[Part]) -> Outgoing:
+        """Returns a message to encode into."""
+        return Outgoing(parts, self._sending_memory)
+
+    def flag(self, bit: int) -> None:
+        """Sets `NONFINITE` or `REFUSED` in all that is sent from now on."""
+        with self._condition:
+            self.flags |= bit
+
+    def send(self, message: Outgoing, targets: Sequence[int], phase: int, index: int) -> None:
+        """Stamps ``message`` with the flags so far and sends it to ``targets``; nothing waits."""
+        start_s = time.perf_counter()
+        buffer = message.seal(self.rank, self._number | self.flags)
+        self.seal_s += time.perf_counter() - start_s
+        tag = self._tag + phase * _TAGS_A_PHASE + 2 * index
+        varies = not message.parts[0].codec.fixed_size
+        for target in targets:
+            if varies or (phase, target) not in self._announced:
+                self._announced.add((phase, target))
+                self._sends.append((self._wire.send(buffer[:HEADER_NBYTES], target, tag), target))
+                if buffer.numel() > HEADER_NBYTES:
+                    self._send_in_turn(buffer[HEADER_NBYTES:], target, tag + 1)
+            else:
+                self._send_in_turn(buffer, target, tag)
+            self.bytes_sent += buffer.numel()
+
+    def _send_in_turn(self, buffer: torch.Tensor, target: int, tag: int) -> None:
+        """Sends now, or when the receives from this rank are posted.
+
+        A pair of ranks has one connection. If a payload went first, the word that a receive is posted would
+        queue behind it, and the peer could only begin when all of it has gone: half of duplex.
+        """
+        with self._condition:
+            waiting = self._gates.get(target)
+            if waiting is not None:
+                waiting.append((buffer, tag))
+                return
+        self._sends.append((self._wire.send(buffer, target, tag), target))
+
+    def _open_gate(self, target: int) -> None:
+        with self._condition:  # what is sent meanwhile goes behind
+            for buffer, tag in self._gates.pop(target, ()):
+                self._sends.append((self._wire.send(buffer, target, tag), target))
+
+    def _tag_of(self, message: Incoming) -> int:
+        return self._tag + message.phase * _TAGS_A_PHASE + 2 * message.index
+
+
+def _memory(message: Incoming) -> torch.Tensor:
+    assert message.buffer is not None
+    return message.buffer

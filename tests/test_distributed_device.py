@@ -1,0 +1,107 @@
+"""The device transport: raw payloads by torch's own collectives, over gloo on CPU tensors, and on a GPU."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from processes import run_ranks
+from test_distributed import RULES, _input, _small_rules, _tensor
+
+import dance
+import dance.distributed as dd
+from dance.distributed.member import member_of
+from dance.errors import NonFiniteError
+
+CODECS = ("int8", "int4:block=64", "sign:block=64", "bf16", "topk:ratio=0.1", "mxfp4")
+NUMEL = 2777
+
+
+def _verbs(rank: int, world: int, codec: str, feedback: Any) -> list[torch.Tensor]:
+    kept: dict[str, Any] = {"codec": codec, "min_bytes": 0}
+    found = []
+    for step, numel in enumerate((NUMEL, NUMEL, 1, 257)):
+        x = _tensor(_input(rank, numel, step=step))
+        op = dist.ReduceOp.AVG if step % 2 else dist.ReduceOp.SUM
+        dd.all_reduce(x, op, feedback=feedback, key=f"w{numel}", **kept)
+        found.append(x)
+    y = _tensor(_input(rank, NUMEL))
+    gathered, share, traded = torch.empty(world * NUMEL), torch.empty(NUMEL), torch.empty(world * NUMEL)
+    dd.all_gather_into_tensor(gathered, y, **kept)
+    wide = _tensor(_input(rank, world * NUMEL))
+    dd.reduce_scatter_tensor(share, wide, **kept)
+    dd.all_to_all_single(traded, wide, **kept)
+    dd.broadcast(y, group_src=1, **kept)
+    around = [torch.empty(NUMEL)]
+    mine = _tensor(_input(rank, NUMEL, step=9))
+    dd.neighbor_exchange(around, mine, [(rank + 1) % world], sources=[(rank - 1) % world], codec=codec)
+    tensors = [_tensor(_input(rank, n)) for n in (900, 70)]
+    dd.all_reduce_coalesced(tensors, codec=[codec, "bf16"], min_bytes=0)
+    return [*found, gathered, share, traded, y, *around, *tensors]
+
+
+def _both_ways(rank: int, world: int) -> None:
+    _small_rules()
+    member = member_of(None)[1]
+    for codec in CODECS:
+        results, residuals = [], []
+        for over_host in (True, False):
+            member.over_host = over_host
+            feedback = dance.ErrorFeedback(codec)
+            results.append(_verbs(rank, world, codec, feedback))
+            residuals.append(feedback.state_dict()["residuals"])
+        for k, (host, device) in enumerate(zip(*results, strict=True)):
+            assert torch.equal(host, device), (codec, k)
+        for key, residual in residuals[0].items():
+            assert torch.equal(residual, residuals[1][key]), (codec, key)
+    work = dd.all_reduce(torch.ones(NUMEL), codec="int8", min_bytes=0, async_op=True)
+    assert work.wait()
+    assert work.stats().bytes_sent > 0
+    for codec in ("randk:ratio=0.1", "int4:rounding=stochastic"):
+        feedback = dance.ErrorFeedback(codec)
+        x = _tensor(_input(rank, NUMEL))
+        total = x.clone()
+        dist.all_reduce(total)
+        dd.all_reduce(x, feedback=feedback, key="w", min_bytes=0)
+        owed = feedback.residual("w").clone()
+        dist.all_reduce(owed)
+        assert torch.allclose(x + owed, total, atol=1e-4)
+    with pytest.raises(ValueError, match="its size varies"):
+        dd.all_reduce(torch.ones(NUMEL), codec="dgc:ratio=0.1", min_bytes=0)
+    x = torch.ones(NUMEL)
+    if rank == 1:
+        x[7] = float("nan")
+    with pytest.raises(NonFiniteError, match="some rank"):
+        dd.all_reduce(x, codec="int8", min_bytes=0)
+    assert torch.isfinite(x).all()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_device_transport_gives_the_bits_of_the_wire(world: int) -> None:
+    assert RULES.chunk_numel % 256 == 0
+    run_ranks(_both_ways, world, world)
+
+
+@pytest.mark.cuda
+def test_one_gpu_over_nccl_and_staged_over_gloo() -> None:
+    """One rank has nothing to send; the transport is called as it would be with more."""
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl", init_method=f"file://{folder}/store", rank=0, world_size=1
+        )
+        try:
+            x = torch.randn(100000, device="cuda")
+            expected = dance.decode(dance.encode(x, "int8"))
+            out = torch.empty_like(x)
+            member = member_of(None)[1]
+            member.over_host, member.world = False, 2  # past the short cut of a single rank
+            dd.broadcast(out.copy_(x), group_src=0, codec="int8")
+            assert torch.equal(out, expected)
+            member.over_host = True
+            dd.broadcast(out.copy_(x), group_src=0, codec="int8")
+            assert torch.equal(out, expected)
+        finally:
+            dist.destroy_process_group()
