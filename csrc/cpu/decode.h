@@ -116,7 +116,8 @@ bool check_blocks(const DecodeJob& job, uint32_t levels, uint64_t first, uint64_
     constexpr uint32_t mask = (1u << Codec::bits) - 1;
     const auto* words = reinterpret_cast<const uint32_t*>(job.codes);
     const uint64_t each = words_of(job.block, Codec::bits);
-    const uint64_t end = last == first ? first * each : (last - 1) * each + words_of(blocks.size(last - 1), Codec::bits);
+    const uint64_t end =
+        last == first ? first * each : (last - 1) * each + words_of(blocks.size(last - 1), Codec::bits);
     for (uint64_t w = first * each; w < end; ++w) {
       for (uint32_t at = 0; at < 32; at += Codec::bits) {
         wrong |= Codec::valid(words[w] >> at & mask, levels) ? 0u : 1u;
