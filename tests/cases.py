@@ -27,7 +27,8 @@ FLT_MAX, FLT_MIN = reference.FLT_MAX, reference.FLT_MIN
 OPERATIONS = ("encode", "feedback", "difference")
 PRIME = 1009
 MIDDLE = 40_009  # several chunks, several blocks of every size
-THREADED = 3 * 2**16 + 29  # from 2^17 elements on a call may use several threads
+THREADED = 3 * 2**16 + 29  # several chunks of whatever a loop works through
+SPLIT = 2**19 + 29  # from 2^19 elements on a call may use several threads
 LARGE = 2**20 + 3
 WEIGHT, ADD_WEIGHT, STEP = 0.3, -1.7, 0.37
 
@@ -126,6 +127,8 @@ def large_cases() -> Iterator[Case]:
         text, values = str(codecs.codec(kind.examples[0])), ("gaussian", "nan")[i % 2]
         for operation in ("encode", OPERATIONS[1 + i // 2 % 2]):
             yield Case(codec=text, operation=operation, numel=LARGE, values=values)
+        dtypes = DTYPES[1 + i % 2], DTYPES[i % 3], DTYPES[2 - i % 2]
+        yield Case(codec=text, operation="feedback", numel=SPLIT, values="mixed", dtypes=dtypes)
     for values in ("ties", "zero"):  # selectors among equals
         for name in ("topk", "dgc"):
             yield Case(codec=f"{name}:ratio=0.3", operation="feedback", numel=LARGE, values=values)
