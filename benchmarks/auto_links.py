@@ -1,13 +1,13 @@
-"""Auto against every fixed candidate: on steady links, on a link that steps, and on traces.
+"""Auto against every fixed candidate: on steady links, on links that step, and on traces.
 
-    python -m benchmarks.auto_links          about 12 minutes, as root, on an idle machine; --help for less
+    python -m benchmarks.auto_links          about 10 minutes, as root, on an idle machine; --help for less
 
 Steady links: in every round auto and each candidate run one all_reduce, in an order that rotates. Links that
 change: each candidate does the same number of all_reduces while the same trace is replayed from its start;
-auto and the last candidate do so twice, at the beginning and at the end. Traces: five of the folder, drawn
-with a seed, one from each of its subfolders and then from all; a tensor has as many elements as bytes pass in
-0.1 s at the trace's mean rate. Writes benchmarks/results/auto_links.json, docs/images/auto_links.png and the
-tables of docs/collective_results.md.
+auto does so twice, at the beginning and at the end. Traces: five, synthetic or of a folder, drawn with a
+seed, one from each of its subfolders and then from all; a tensor is as large as what passes in 0.1 s at the
+trace's mean rate. Different candidates are best on different links. Writes
+benchmarks/results/auto_links.json, docs/images/auto_links.png and the tables of docs/collective_results.md.
 """
 
 from __future__ import annotations
@@ -29,18 +29,22 @@ from benchmarks.testbed.trial import LOOPBACK, Parent, at_rank, bed_of, trial
 from dance.bandwidth import Trace, parse_trace, read_trace
 
 MODULE = "benchmarks.auto_links"
-STEPS = "100mbit@3s,10mbit@5s,100mbit@3s"
-_ROOT = Path(__file__).parents[1]
 _MI = 1 << 20
-# link: float32 elements, rounds. Where a call is short, it takes many to tell 3 % from noise.
+# link: (float32 elements, rounds) of each case. Where a call is short, it takes many to tell 3 % from noise.
 _STEADY = {
-    LOOPBACK: (16 * _MI, 45),
-    "1gbit": (16 * _MI, 15),
-    "100mbit": (_MI, 15),
-    "10mbit": (_MI // 2, 6),
+    LOOPBACK: ((16 * _MI, 40), (_MI // 16, 200)),
+    "10gbit": ((4 * _MI, 40), (_MI // 16, 200)),
+    "1gbit": ((8 * _MI, 15),),
+    "100mbit": ((_MI, 12),),
+    "10mbit": ((_MI // 2, 5),),
 }
-_STEPS_NUMEL, _STEPS_CALLS = _MI // 8, 500  # on the stepping link: some 30 calls even in the slow step
-_TRACE_CALL_S, _TRACE_CALLS = 0.1, 60
+# steps: float32 elements, calls. In each step there is room for 20 calls of auto and more.
+STEPS = {
+    "100mbit@3s,10mbit@5s,100mbit@3s": (_MI // 8, 400),
+    "10mbit@3s,100mbit@3s": (_MI // 16, 300),
+    "10gbit@2s,100mbit@2s": (_MI // 4, 600),
+}
+_TRACE_CALL_S, _TRACE_CALLS = 0.1, 50
 _TRACE_START_S = 30.0  # the mean rate is that of the trace's beginning, which is what will be replayed
 _NUM_TRACES = 5
 _FLOOR_SHARE = 0.02  # of the mean rate: what outages are raised to
@@ -56,10 +60,10 @@ class Config:
     """Group sizes on steady links; links that change have the first."""
     candidates: tuple[str, ...] = ("none", "bf16", "fp16", "int8")
     """Fixed codecs to compare with: those that auto chooses from without error feedback."""
-    traces: Path = _ROOT.parent / "shared" / "traces"
-    """A folder of traces (dance.bandwidth.read_trace); where there is none, five synthetic ones."""
+    traces: Path | None = None
+    """A folder with at least five measured traces (dance.bandwidth.read_trace); None: five synthetic ones."""
     seed: int = 0
-    """Of the draw of five traces."""
+    """Of the five traces."""
     quick: bool = False
     """A tenth of the calls, two ranks, one trace: to see that everything runs; writes no document."""
     out: Path | None = None
@@ -88,14 +92,15 @@ def main() -> int:
     with findings(MODULE, path) as found:
         for ranks in group_sizes:
             for link in config.rates:
-                numel, rounds = _STEADY.get(link, (_MI, 10))
-                work = {
-                    "candidates": config.candidates,
-                    "numel": numel // part,
-                    "rounds": max(5, rounds // part),
-                }
-                _steady(found, link, ranks, work)
-        for varying in [_stepping(), *_traces(config.traces, config.seed)][: 2 if config.quick else None]:
+                for numel, rounds in _STEADY.get(link, ((_MI, 10),)):
+                    work = {
+                        "candidates": config.candidates,
+                        "numel": numel // part,
+                        "rounds": max(5, rounds // part),
+                    }
+                    _steady(found, link, ranks, work)
+        changing = [*_stepping(), *_traces(config.traces, config.seed)]
+        for varying in [changing[0], changing[-1]] if config.quick else changing:
             calls = varying.calls // part
             work = {"candidates": config.candidates, "numel": varying.numel, "calls": calls}
             _varying(found, varying, config.ranks[0], work)
@@ -136,34 +141,40 @@ def _varying(found: Findings, link: _Varying, ranks: int, work: dict[str, Any]) 
         say(found.failures[-1])
 
 
-def _stepping() -> _Varying:
-    trace = parse_steps(STEPS)
-    return _Varying(name=STEPS, trace=trace, numel=_STEPS_NUMEL, calls=_STEPS_CALLS, mean_mbps=_mean(trace))
+def _stepping() -> Iterator[_Varying]:
+    for name, (numel, calls) in STEPS.items():
+        trace = parse_steps(name)
+        yield _Varying(name=name, trace=trace, numel=numel, calls=calls, mean_mbps=_mean(trace))
 
 
 def _mean(trace: Trace) -> float:
     return trace.mean_mbps(0.0, min(trace.period_s, _TRACE_START_S))
 
 
-def _traces(folder: Path, seed: int) -> Iterator[_Varying]:
+def _traces(folder: Path | None, seed: int) -> Iterator[_Varying]:
     for name, trace in _drawn(folder, seed):
         mean_mbps = _mean(trace)
         numel = int(mean_mbps * 1e6 / 8 * _TRACE_CALL_S)
         yield _Varying(name=name, trace=trace, numel=numel, calls=_TRACE_CALLS, mean_mbps=mean_mbps)
 
 
-def _drawn(folder: Path, seed: int) -> list[tuple[str, Trace]]:
-    files = sorted(path for path in folder.glob("**/*.txt") if path.stem.lower() not in ("readme", "license"))
-    if len(files) < _NUM_TRACES:
-        texts = ["walk:20", "markov:100,10", "periodic:50", "cellular:20", "cellular:3,seed=1"]
+def _drawn(folder: Path | None, seed: int) -> list[tuple[str, Trace]]:
+    """Five traces with different names; of files, which are found by name, that is all that is told."""
+    if folder is None:
+        texts = ["walk:20", "markov:100,10", "periodic:50", "cellular:20", "cellular:3"]
+        texts = [text if text.startswith("periodic") else f"{text},seed={seed}" for text in texts]
         return [(text, parse_trace(text)) for text in texts]
+    found = [path for path in folder.glob("**/*.txt") if path.stem.lower() not in ("readme", "license")]
+    files = sorted({path.name: path for path in sorted(found)}.values())
+    if len(files) < _NUM_TRACES:
+        raise SystemExit(f"auto_links: expected a folder with {_NUM_TRACES} traces, got {len(files)}")
     chance = random.Random(seed)
     by_folder = [
         [file for file in files if file.parent == parent] for parent in sorted({f.parent for f in files})
     ]
     chosen = [chance.choice(some) for some in by_folder[:_NUM_TRACES]]
     chosen += chance.sample([file for file in files if file not in chosen], _NUM_TRACES - len(chosen))
-    return [(file.relative_to(folder).as_posix(), read_trace(file)) for file in chosen]
+    return [(file.name, read_trace(file)) for file in chosen]
 
 
 def measure(work: dict[str, Any], parent: Parent) -> None:
@@ -233,8 +244,7 @@ def _measure_varying(work: dict[str, Any], parent: Parent) -> None:
     t = x.clone()
     for name in work["candidates"]:  # connections
         _Caller(name)(t[: 1 << 14])
-    last = work["candidates"][-1]
-    for name in (AUTO, *reversed(work["candidates"]), last, AUTO):
+    for name in (AUTO, *reversed(work["candidates"]), AUTO):
         caller = _Caller(name)
         starts = []
         parent.ask({"codec": name})

@@ -30,24 +30,33 @@ def auto_links(found: Findings) -> str:
     ]
     varying = found.of(what="varying")
     if varying:
-        parts.append(f"### Links that change, {varying[0]['ranks']} ranks\n\n{_varying(varying)}")
+        ranks = varying[0]["ranks"]
+        parts.append(f"### Links that change, {ranks} ranks\n\n{_varying(varying)}")
+        parts.append(f"### All links, {ranks} ranks\n\n{_all(found.of(ranks=ranks))}")
         parts.append(f"### Calls until auto believed a new rate\n\n{_settling(varying)}")
     return "\n\n".join(parts)
 
 
 def _steady(records: Sequence[dict[str, Any]]) -> str:
-    links = dict.fromkeys(record["link"] for record in records)
-    rows = [_steady_row([record for record in records if record["link"] == link]) for link in links]
+    cases = dict.fromkeys((record["link"], record["numel"]) for record in records)
+    rows = [_steady_row([r for r in records if (r["link"], r["numel"]) == case]) for case in cases]
     columns = [
         "link",
         "MB",
-        "auto takes",
+        "auto holds",
         "from call",
+        "trials",
         "auto",
         "best fixed",
         "time of auto / best (quartiles)",
     ]
-    return table([*columns, "auto / none", f"<= {1 + _AUTO_LOSS:g}"], rows, left=3)
+    shown = table([*columns, "auto / none", "verdict"], rows, left=3)
+    note = (
+        f"From call: since when auto holds a codec, which is to be call {_SETTLED_BY} (else: late); a "
+        f"single call with another is a trial. Time: at most {1 + _AUTO_LOSS:g} of that of the best fixed "
+        "codec, and over loopback of none (else: slow)."
+    )
+    return f"{shown}\n\n{note}"
 
 
 def _steady_row(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -59,17 +68,21 @@ def _steady_row(records: Sequence[dict[str, Any]]) -> list[str]:
         settled_ratios(auto, fixed[codec]) if codec in fixed else [] for codec in (best, "none")
     )
     bounded = [to_best, to_none] if auto["link"] == LOOPBACK else [to_best]
-    ok = all(statistics.median(values) <= 1.0 + _AUTO_LOSS for values in bounded if values)
+    fast = all(statistics.median(values) <= 1.0 + _AUTO_LOSS for values in bounded if values)
+    codecs = held(auto["codecs"])
+    since = settled_by(codecs)
+    faults = [*([] if fast else ["slow"]), *([] if since <= _SETTLED_BY else ["late"])]
     return [
         auto["link"],
         f"{auto['numel'] * 4 / 1e6:.3g}",
-        statistics.mode(auto["codecs"][_SETTLED_BY - 1 :]),
-        str(settled_by(auto["codecs"])),
+        codecs[-1],
+        str(since),
+        str(sum(each != kept for each, kept in zip(auto["codecs"], codecs, strict=True))),
         seconds_of(statistics.median(auto["seconds"])),
         f"{best}, {seconds_of(medians[best])}",
         f"{statistics.median(to_best):.3f} ({', '.join(f'{q:.2f}' for q in quartiles(to_best))})",
         f"{statistics.median(to_none):.3f}" if to_none else "",
-        "ok" if ok else "slow",
+        ", ".join(faults) or "ok",
     ]
 
 
@@ -77,6 +90,15 @@ def settled_ratios(auto: dict[str, Any], other: dict[str, Any]) -> list[float]:
     """The time of auto in times another's, round by round, from the third call on."""
     pairs = zip(auto["seconds"], other["seconds"], strict=True)
     return [ours / theirs for ours, theirs in pairs][_SETTLED_BY - 1 :]
+
+
+def held(codecs: Sequence[str]) -> list[str]:
+    """The codec of each call, where a single call with another one, a trial, has the one before."""
+    kept: list[str] = []
+    for k, codec in enumerate(codecs):
+        alone = codec not in (*codecs[max(0, k - 1) : k], *codecs[k + 1 : k + 2])
+        kept.append(kept[-1] if k and alone else codec)
+    return kept
 
 
 def settled_by(codecs: Sequence[str]) -> int:
@@ -92,7 +114,6 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
 
 def _varying(records: Sequence[dict[str, Any]]) -> str:
     codecs = list(dict.fromkeys(record["codec"] for record in records))
-    totals = dict.fromkeys(codecs, 0.0)
     apart = 0.0
     rows = []
     for link in dict.fromkeys(record["link"] for record in records):
@@ -105,18 +126,31 @@ def _varying(records: Sequence[dict[str, Any]]) -> str:
             apart = max(apart, max(runs) / min(runs) - 1.0)
         if len(cells) < len(codecs):
             continue
-        for codec in codecs:
-            totals[codec] += cells[codec]
         one = next(record for record in records if record["link"] == link)
         about = [link, f"{one['mean_mbps']:.3g}", f"{one['calls']} x {one['numel'] * 4e-6:.3g} MB"]
         rows.append([*about, *(f"{cells[codec]:.2f}" for codec in codecs)])
-    rows.append(["all", "", "", *(f"{totals[codec]:.2f}" for codec in codecs)])
-    rows.append(
-        ["auto is faster by", "", "", "", *(f"{totals[c] / totals[AUTO] - 1:+.1%}" for c in codecs[1:])]
-    )
     columns = ["link", "Mbit/s", "work", *(f"{codec}, s" for codec in codecs)]
     note = f"Runs of the same codec over the same link were up to {apart:.1%} apart."
     return f"{table(columns, rows, left=1)}\n\n{note}"
+
+
+def _all(records: Sequence[dict[str, Any]]) -> str:
+    """The total time of each codec over all links, and what auto gains on it."""
+    runs: dict[str, dict[tuple[str, int], list[float]]] = {}
+    for record in records:
+        case = record["link"], record["numel"]
+        total_s = record["total_s"] if record["what"] == "varying" else sum(record["seconds"])
+        runs.setdefault(record["codec"], {}).setdefault(case, []).append(total_s)
+    cases = set.intersection(*(set(by_case) for by_case in runs.values()))
+    totals = {codec: sum(statistics.mean(by_case[case]) for case in cases) for codec, by_case in runs.items()}
+    rows = []
+    for codec, total_s in totals.items():
+        about = ["", ""]
+        if codec != AUTO:
+            about = [f"{total_s / totals[AUTO] - 1:+.1%}", "ok" if totals[AUTO] < total_s else "falls short"]
+        rows.append([codec, f"{total_s:.2f}", *about])
+    shown = table(["codec", "total, s", "auto is faster by", "verdict"], rows, left=1)
+    return f"{shown}\n\nOver {len(cases)} links and sizes, steady ones included, auto's first calls too."
 
 
 def _settling(records: Sequence[dict[str, Any]]) -> str:
@@ -137,10 +171,11 @@ def _settling(records: Sequence[dict[str, Any]]) -> str:
                 f"{statistics.median(waits):g}",
                 f"{max(waits):g}",
                 str(late),
+                "falls short" if late else "ok",
                 ", ".join(used),
             ]
         )
-    columns = ["link", "changes", "median", "most", f"beyond {_SETTLED_WITHIN}", "codecs used"]
+    columns = ["link", "changes", "median", "most", f"beyond {_SETTLED_WITHIN}", "verdict", "codecs used"]
     note = (
         f"Changes by a factor of {_CHANGE:g} or more that lasted for {_SETTLED_WITHIN} calls. A rate is "
         f"believed once the estimate stays within {_BELIEVED:.0%} of it (inf: not before the next change)."

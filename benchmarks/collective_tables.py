@@ -62,6 +62,10 @@ def collectives(found: Findings) -> str:
             "rel. error",
         ]
         parts.append(f"### {ranks} ranks\n\n" + table(columns, rows, left=3))
+    parts.append(
+        "MB sent: counted at the busiest rank, headers included; for torch, which does not count, "
+        "2 (N - 1) / N of the tensor, the formula of its ring of N ranks."
+    )
     return "\n\n".join(parts)
 
 

@@ -3,7 +3,8 @@
     python -m benchmarks.collectives          about 5 minutes, as root, on an idle machine; --help for less
 
 In every round all ranks run torch's all_reduce and then each codec's, so that a ratio compares neighbours in
-time; what is shown is the median over rounds. A round's time is that of the slowest rank. Writes
+time; what is shown is the median over rounds, each of which begins with another one. A round's time is that
+of the slowest rank. Writes
 benchmarks/results/collectives.json and the table of docs/collective_results.md.
 """
 
@@ -105,13 +106,15 @@ def measure(work: dict[str, Any], parent: Parent) -> None:
     for name in names:  # connections are made, and where it costs little, memory is touched
         reduce(name, t if work["warm_up"] else t[: 1 << 14])
     for number in range(work["rounds"]):
-        for k, name in enumerate(names):
+        first = number % len(names)
+        for k in [*range(first, len(names)), *range(first)]:
+            name = names[k]
             t.copy_(x)
             dist.barrier()
             start = time.perf_counter()
             coding_s, num_bytes = reduce(name, t)
             measured[:, k, number] = torch.tensor([time.perf_counter() - start, coding_s, num_bytes])
-            if number == 0:
+            if number == 0:  # torch's own, the exact one, came first
                 if name == FLOAT32:
                     exact.copy_(t)
                 errors[k] = float((t - exact).norm() / exact.norm())

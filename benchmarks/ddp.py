@@ -2,10 +2,11 @@
 
     python -m benchmarks.ddp          about 5 minutes, as root, on an idle machine; --help for less
 
-Step times: one DDP module a hook, all in one process, which step by turns, so that ratios compare neighbours
-in time; what is shown is the median over steps, of the slowest rank. Accuracy: digits (1,797 real 8x8 images,
-a quarter of them kept for the test), every hook from the same weights and on the same batches, several seeds.
-Writes benchmarks/results/ddp.json and the tables of docs/collective_results.md.
+Step times: one DDP module a hook, all in one process, which step by turns, each round beginning with another,
+so that ratios compare neighbours in time; what is shown is the median over steps, of the slowest rank.
+Accuracy: digits (1,797 real 8x8 images, a quarter of them kept for the test), every hook from the same
+weights and on the same batches, several seeds. Writes benchmarks/results/ddp.json and the tables of
+docs/collective_results.md.
 """
 
 from __future__ import annotations
@@ -117,8 +118,11 @@ def _time(work: dict[str, Any], parent: Parent) -> None:
     x, y = trainers[NO_HOOK].batch(0)
     measured = torch.zeros(len(trainers), work["rounds"], dtype=torch.float64)
     num_bytes = dict.fromkeys(trainers, 0)
+    names = list(trainers)
     for number in range(-_WARM_UP, work["rounds"]):
-        for k, (name, trainer) in enumerate(trainers.items()):
+        first = number % len(names)
+        for k in [*range(first, len(names)), *range(first)]:
+            name, trainer = names[k], trainers[names[k]]
             sent = trainer.bytes_sent()
             dist.barrier()
             start = time.perf_counter()

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import platform
-import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import dance
+from benchmarks.command import command_of
 from benchmarks.performance import cpu_name
 
 RESULTS = Path(__file__).parent / "results"
@@ -44,8 +44,7 @@ class Findings:
 def findings(module: str, path: Path | None) -> Iterator[Findings]:
     """Findings that are written to ``path`` when the context is left, also after Ctrl-C, which ends here, and
     after an error, which goes on."""
-    command = shlex.join(["python", "-m", module, *sys.argv[1:]])
-    found = Findings(command=command, machine=machine())
+    found = Findings(command=command_of(["python", "-m", module, *sys.argv[1:]]), machine=machine())
     start = time.monotonic()
     try:
         yield found
@@ -57,7 +56,7 @@ def findings(module: str, path: Path | None) -> Iterator[Findings]:
         if path is not None and found.records:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(_json(found))
-            print(f"wrote {path}", file=sys.stderr)
+            print(f"wrote {path.name}", file=sys.stderr)
 
 
 def _json(found: Findings) -> str:

@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import re
-import shlex
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ import numpy as np
 
 import dance
 from benchmarks import tables, targets
+from benchmarks.command import command_of
 from benchmarks.targets import Row
 from dance import _native, bench
 from dance.bench import Bed, BenchConfig, Case, Run
@@ -98,7 +98,7 @@ def measure(config: Config) -> tables.Results:
     avx2 = _avx2(wanted, config.repetitions, max(numels))
     peers = bench.load_peers() if config.peers else None
     return tables.Results(
-        command=shlex.join([*COMMAND.split(), *sys.argv[1:]]),
+        command=command_of([*COMMAND.split(), *sys.argv[1:]]),
         machine=_machine(),
         peers=peers.versions() if peers else {},
         peer_failures=dict(peers.FAILURES) if peers else {},

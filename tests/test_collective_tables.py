@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import auto_tables, collective_tables  # noqa: E402
 from benchmarks.auto_tables import PAYLOAD_SHARE  # noqa: E402
+from benchmarks.command import command_of  # noqa: E402
 from benchmarks.findings import Findings, load, machine  # noqa: E402
 from benchmarks.markdown import table  # noqa: E402
 from benchmarks.testbed.ranks import Loopback  # noqa: E402
@@ -28,6 +29,21 @@ def _found(records: list[dict[str, Any]]) -> Findings:
 def _rows(text: str) -> list[list[str]]:
     lines = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| :")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_a_command_is_told_without_folders() -> None:
+    arguments = [
+        "--out",
+        "/a/b/found.json",
+        "--traces=/c/d e/",
+        "--rates",
+        "10mbit",
+        "--codecs",
+        "topk:ratio=0.1",
+    ]
+    assert command_of(["some", *arguments]) == (
+        "some --out found.json '--traces=d e' --rates 10mbit --codecs topk:ratio=0.1"
+    )
 
 
 def test_a_table_is_markdown() -> None:
@@ -88,14 +104,51 @@ def _steady(link: str, auto_s: float) -> list[dict[str, Any]]:
 )
 def test_auto_is_compared_with_the_best(link: str, auto_s: float, verdict: str) -> None:
     row = _rows(auto_tables.auto_links(_found(_steady(link, auto_s))))[-1]
-    assert row[5].split(",")[0] == ("int8" if link == "100mbit" else "none")
-    assert float(row[6].split()[0]) == pytest.approx(auto_s / 0.05, abs=1e-3)
+    assert row[6].split(",")[0] == ("int8" if link == "100mbit" else "none")
+    assert float(row[7].split()[0]) == pytest.approx(auto_s / 0.05, abs=1e-3)
     assert row[-1] == verdict
 
 
-def test_a_codec_is_settled_after_its_last_change() -> None:
-    assert auto_tables.settled_by(["int8", "none", "int8", "int8"]) == 3
-    assert auto_tables.settled_by(["int8", "int8"]) == 1
+@pytest.mark.parametrize(
+    ("codecs", "kept", "since"),
+    [
+        ("i n i i", "i i i i", 1),  # one trial
+        ("i n n n b n", "i n n n n n", 2),
+        ("i b n i i", "i i i i i", 1),  # two
+        ("i b n n i i n", "i i n n i i i", 5),
+        ("i i", "i i", 1),
+    ],
+)
+def test_a_codec_is_settled_after_its_last_change_that_is_no_trial(
+    codecs: str, kept: str, since: int
+) -> None:
+    held = auto_tables.held(codecs.split())
+    assert held == kept.split()
+    assert auto_tables.settled_by(held) == since
+
+
+def test_a_codec_that_changes_late_is_told_apart_from_trials() -> None:
+    auto, *fixed = _steady("100mbit", 0.05)
+    for codecs, expected in (
+        (["int8", "none", "int8", "int8", "none", "int8"], ["int8", "1", "2", "ok"]),
+        (["int8", "int8", "int8", "int8", "none", "none"], ["none", "5", "0", "late"]),
+    ):
+        row = _rows(auto_tables.auto_links(_found([{**auto, "codecs": codecs}, *fixed])))[-1]
+        assert [*row[2:5], row[-1]] == expected
+
+
+def test_totals_are_over_steady_links_and_those_that_change() -> None:
+    def varying(codec: str, total_s: float) -> dict[str, Any]:
+        common = {"what": "varying", "link": "steps", "ranks": 2, "mean_mbps": 55.0, "numel": 1000}
+        idle = {"calls": 1, "codecs": ["int8"], "starts_s": [0.0], "believed_mbps": [None]}
+        return {**common, **idle, "codec": codec, "total_s": total_s, "changes": [[0.0, 100.0]]}
+
+    records = [*_steady("100mbit", 0.05), varying("none", 20.0), varying("int8", 17.0), varying("auto", 1.0)]
+    text = auto_tables.auto_links(_found([*records, varying("auto", 3.0)]))
+    rows = {row[0]: row[1:] for row in _rows(text.partition("### All links")[2].partition("###")[0])}
+    assert rows["auto"][0] == "20.20"  # 2 calls of 9 s, 4 of 0.05 s, and the mean of 1 and 3
+    assert rows["none"] == ["20.60", "+2.0%", "ok"]  # 6 of 0.1 s
+    assert rows["int8"] == ["17.30", "-14.4%", "falls short"]
 
 
 def test_calls_until_a_rate_is_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,9 +169,12 @@ def test_calls_until_a_rate_is_believed(tmp_path: Path, monkeypatch: pytest.Monk
         "changes": [[0.0, 100.0], [25.0, 10.0]],
     }
     slow = {**run, "believed_mbps": [None] * 55}
-    for records, expected in (([run], ["1", "4", "4", "0"]), ([run, slow], ["2", "inf", "inf", "1"])):
+    for records, expected in (
+        ([run], ["1", "4", "4", "0", "ok"]),
+        ([run, slow], ["2", "inf", "inf", "1", "falls short"]),
+    ):
         row = _rows(auto_tables.auto_links(_found(records)))[-1]
-        assert row[1:5] == expected
+        assert row[1:6] == expected
     other = {**run, "codec": "int8", "total_s": 66.0}
     assert "+20.0%" in auto_tables.auto_links(_found([run, other]))
     pytest.importorskip("matplotlib")

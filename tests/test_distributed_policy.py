@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 from processes import run_ranks
 
 import dance
 import dance.distributed as dd
+from dance.distributed.turns import Turns
 from dance.policy import Fixed, Outcome, Send
 
 
@@ -111,3 +114,122 @@ def _policies_of_the_library(rank: int, world: int) -> list[str]:
 def test_fixed_and_auto() -> None:
     ranks = run_ranks(_policies_of_the_library, 2, 2)
     assert ranks[0] == ranks[1]
+
+
+class Forgetful(Fixed):
+    """Shares after every call, and cannot take in an outcome."""
+
+    def shares(self, call: int) -> bool:
+        return True
+
+    def observe(self, send: Send, codec: Any, outcome: Outcome) -> None:
+        raise RuntimeError(f"cannot observe call {send.round}")
+
+
+def _unobserved(rank: int, world: int) -> None:
+    for codec in ("int8", "none"):
+        policy = Forgetful(codec)
+        for async_op in (True, False, True, False):
+            x = torch.full((30000,), 1.0)
+            error: BaseException | None = None
+            try:
+                work = dd.all_reduce(x, codec=policy, async_op=async_op)
+                work.wait(timedelta(seconds=10))
+            except RuntimeError as raised:
+                error = raised
+            assert "cannot observe" in str(error)
+            assert torch.allclose(x, torch.full_like(x, world), rtol=1e-2)
+    dd.all_reduce(x, codec="int8", async_op=True).wait(timedelta(seconds=10))
+
+
+def test_a_policy_that_fails_to_observe_is_reported_and_stops_nobody() -> None:
+    run_ranks(_unobserved, 2, 2)
+
+
+class Listening(Fixed):
+    """Keeps what it is told, and shares nothing."""
+
+    def __init__(self, codec: Any) -> None:
+        super().__init__(codec)
+        self.sends: list[Send] = []
+        self.outcomes: list[Outcome] = []
+
+    def choose(self, send: Send) -> Any:
+        self.sends.append(send)
+        return super().choose(send)
+
+    def observe(self, send: Send, codec: Any, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+
+
+def _queued(rank: int, world: int) -> None:
+    policy = Listening("none")
+    tensors = [torch.ones(1 << 20) for _ in range(12)]
+    dist.barrier()
+    start_s = time.monotonic()
+    works = [dd.all_reduce(x, codec=policy, async_op=True) for x in tensors]
+    for work in works:
+        work.wait()
+    total_s = time.monotonic() - start_s
+    took = [outcome.seconds for outcome in policy.outcomes]
+    assert len(took) == 12
+    assert min(took) > 0.0
+    assert sum(took) < 2.0 * total_s, (took, total_s)  # about 6 times with their queues
+
+
+def test_what_queues_is_not_timed_with_its_queue() -> None:
+    run_ranks(_queued, 2, 2)
+
+
+def test_calls_that_queue_share_the_time_out() -> None:
+    one_by_one, pairs = Turns(), Turns()
+    assert [one_by_one.taken_s(0.0, end_s, 8) for end_s in (1.0, 2.0, 3.0)] == [1.0, 1.0, 1.0]
+    assert one_by_one.taken_s(10.0, 10.5, 8) == 0.5
+    assert [pairs.taken_s(0.0, end_s, 8) for end_s in (1.0, 1.0, 2.0, 2.0)] == [1.0, 0.5, 0.5, 0.5]
+    assert pairs.taken_s(1.0, 5.0, 24) == 2.25
+
+
+def _unasked(rank: int, world: int) -> None:
+    policy = Listening("int8")
+    small, large = torch.ones(100), torch.ones(30000)
+
+    def reason(x: torch.Tensor, **given: Any) -> str:
+        work = dd.all_reduce(x, codec=policy, async_op=True, **given)
+        work.wait()
+        assert work.stats().algorithm == "direct"
+        return str(work.stats().reason)
+
+    assert reason(small.clone()) == "under min_bytes"
+    assert reason(large.to(torch.int64)) == "dtype"
+    highest = torch.full((30000,), float(rank))
+    assert reason(highest, op=dist.ReduceOp.MAX) == "op"
+    assert highest[0].item() == world - 1
+    lowest = torch.empty(15000)
+    dd.reduce_scatter_tensor(lowest, torch.full((30000,), float(rank)), dist.ReduceOp.MIN, codec=policy)
+    assert lowest.abs().max().item() == 0.0
+    gathered = torch.empty(world * 100)
+    dd.all_gather_into_tensor(gathered, small, codec=policy)
+    dd.all_gather_into_tensor(torch.empty(world * 30000, dtype=torch.int32), large.int(), codec=policy)
+    dd.all_reduce_coalesced([small.clone(), small.clone()], codec=[policy, "bf16"])
+    assert policy.sends == []
+    assert policy.outcomes == []
+    with pytest.raises(ValueError, match="SUM and AVG"):
+        dd.all_reduce(large.clone(), dist.ReduceOp.MAX, codec="int8")
+    with pytest.raises(ValueError, match="cast first"):
+        dd.all_reduce(large.int(), codec="int8")
+    # Two in one message: each is told its part, and nothing of what was not executed as it chose.
+    other = Listening("fp16")
+    work = dd.all_reduce_coalesced([large.clone(), large.clone()], codec=[policy, other], async_op=True)
+    work.wait()
+    stats = work.stats()
+    told = [policy.outcomes[0], other.outcomes[0]]
+    assert sum(each.seconds for each in told) == pytest.approx(stats.seconds)
+    assert sum(each.wire_bytes for each in told) == pytest.approx(stats.bytes_received, abs=2)
+    assert 0.3 < told[0].seconds / told[1].seconds < 0.6  # int8 has half the bytes
+    uncompressed = Listening("none")
+    dd.all_reduce_coalesced([large.clone(), large.clone()], codec=[policy, uncompressed])
+    assert (len(policy.outcomes), len(uncompressed.outcomes)) == (1, 1)
+
+
+def test_policies_are_asked_and_told_only_of_what_is_theirs() -> None:
+    run_ranks(_unasked, 2, 2)

@@ -84,15 +84,15 @@ def test_never_slower_than_none_where_coding_costs_more_than_the_wire() -> None:
                 return drive(world, make, numel, calls=400)
 
             none, auto = run(fixed("none")), run(Auto)
-            assert set(auto.names[2:]) == {"none"}
+            assert auto.names[2:].count("none") >= 398 - 4  # single trials
             assert auto.ends_s[-1] - auto.ends_s[2] <= 1.03 * (none.ends_s[-1] - none.ends_s[2])
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_follows_steps_of_the_link_and_beats_every_fixed_codec(ranks: int) -> None:
     # Where none is best, at 100 Gbit/s, then int8, at 100 and 10 Mbit/s, and back; equal numbers of calls.
-    numel, calls = 1 << 20, 1000
-    trace = steps((1e5, 0.12), (100.0, 20.0), (10.0, 90.0), (100.0, 20.0), (1e5, 1e3))
+    numel, calls = 1 << 22, 900
+    trace = steps((1e5, 0.4), (100.0, 80.0), (10.0, 360.0), (100.0, 80.0), (1e5, 1e3))
 
     def run(make: Callable[[], Policy]) -> Drive:
         return drive(World(trace=trace, world=ranks, direct_mbps=6e4, seed=3), make, numel, calls=calls)
@@ -148,7 +148,7 @@ def test_noise_stalls_and_late_ranks_do_not_confuse_it() -> None:
             return drive(world, make, numel, calls=150).ends_s[-1]
 
         worst.append(run(Auto) / min(run(fixed(codec)) for codec in WITHOUT_FEEDBACK))
-    assert np.median(worst) < 1.02
+    assert np.median(worst) < 1.03
     assert max(worst) < 1.15
 
 

@@ -22,10 +22,12 @@ def call(text: str, mbps: float, extra_s: float = 0.0, numel: int = NUMEL) -> Ag
     parts = plan("all_reduce", text, numel, 2)
     wire_s = parts.bytes_sent * 8e-6 / mbps
     direct = parts.algorithm == "direct"
+    seconds = wire_s + extra_s + (0.0 if direct else 2e-4)
     return AgreedCall(
         send=Send(kind="all_reduce", round=1, numel=numel, world=2),
         codec=codec(text),
-        seconds=wire_s + extra_s + (0.0 if direct else 2e-4),
+        seconds=seconds,
+        cost_s=seconds,
         wire_s_per_byte=None if direct else wire_s / parts.bytes_sent,
     )
 
@@ -88,7 +90,9 @@ def test_a_stalled_call_changes_nothing() -> None:
 def test_a_cold_first_call_is_forgotten() -> None:
     model = learned(call("int8", 100.0, extra_s=3.0))
     assert total_s(model, "int8") < 0.2  # believed up to twice its parts' time
-    assert model.least_s(SEND, INT8) < 0.0854
+    cost = model.cost(SEND, INT8)
+    assert cost is not None
+    assert model.least_s(SEND, INT8, cost) < 0.0854
     model.learn([call("int8", 100.0)])
     assert total_s(model, "int8") == pytest.approx(0.0854, rel=0.01)
 
@@ -98,7 +102,8 @@ def test_a_wire_that_nobody_timed_is_what_coding_leaves() -> None:
     model.speeds[INT8, False, "cpu"] = Speed(encode_s=1e-8, decode_s=1e-8)
     parts = plan("all_reduce", INT8, NUMEL, 2)
     coding_s = (parts.encoded + parts.decoded) * 1e-8
-    told = AgreedCall(send=SEND, codec=INT8, seconds=0.085 + coding_s, wire_s_per_byte=None)
+    seconds = 0.085 + coding_s
+    told = AgreedCall(send=SEND, codec=INT8, seconds=seconds, cost_s=seconds, wire_s_per_byte=None)
     for _ in range(3):
         model.learn([told])
     assert total_s(model, "none") == pytest.approx(0.085 * 4194304 / parts.bytes_sent, rel=0.01)

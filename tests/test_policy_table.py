@@ -188,3 +188,28 @@ def test_per_layer_state() -> None:
     assert again.state_dict() == policy.state_dict()
     with pytest.raises(ValueError, match="expected the state of 1 policies, got 2"):
         PerLayer({}, default=Fixed("int8")).load_state_dict(policy.state_dict())
+
+
+def test_sizes_of_a_collective_do_not_hold_each_others_codec() -> None:
+    """Small calls want none, large ones int8 by a little: each keeps what it has."""
+    table = calibration().seconds.copy()
+    table[0, :, :, :] = [1.0, 1.5, 1.5]
+    table[1, :, :, :] = [1.02, 1.5, 1.0]
+    policy = Table(calibration(seconds=table))
+    chosen = []
+    for number in range(1, 9):
+        policy.believe(rate_mbps=100.0)  # something new is known: what was settled is decided again
+        numel = NUMELS[number % 2]
+        send = Send(kind="all_reduce", target="w", round=number, numel=numel, world=2)
+        chosen.append(policy.choose(send).name)
+    assert chosen == ["int8", "none"] * 4
+    again = Table(calibration(seconds=table))
+    again.load_state_dict(json.loads(json.dumps(policy.state_dict())))
+    assert again.choose(send) == policy.choose(send)
+
+
+def test_a_table_takes_none_for_one_rank() -> None:
+    policy = Table(calibration())
+    send = Send(kind="all_reduce", round=1, numel=1 << 20)
+    assert policy.choose(send).name == "none"
+    assert [row.codec for row in policy.explain(send).rows] == ["none"]

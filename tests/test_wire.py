@@ -21,6 +21,7 @@ from dance.errors import FrameError, NonFiniteError, PeerError
 from dance.exchange.arena import Arena
 from dance.exchange.parts import Outgoing
 from dance.exchange.wire_time import union_s
+from dance.policy import Auto
 
 NUMEL = 20000
 _SEAL = Outgoing.seal
@@ -68,22 +69,23 @@ def _works(world: int) -> None:
     assert torch.equal(x, torch.full_like(x, float(world)))
 
 
-def _faulty(rank: int, world: int) -> None:
+def _faulty(rank: int, world: int, policy: bool) -> None:
+    codec = Auto(["int8"]) if policy else "int8"
     for name, (seal, error, text) in FAULTS.items():
         if rank == 1:
             Outgoing.seal = seal  # type: ignore[method-assign]
         x = torch.ones(NUMEL)
         if rank != 1:
             with pytest.raises((FrameError, PeerError)) as caught:
-                dd.all_reduce(x, codec="int8")
+                dd.all_reduce(x, codec=codec, min_bytes=0)
             if rank == 0 or world == 2:
                 assert isinstance(caught.value, error), (name, caught.value)
                 assert text in str(caught.value), (name, caught.value)
         elif world > 2:  # who sent it hears of it: the others depended on it
             with pytest.raises(PeerError, match="refuse"):
-                dd.all_reduce(x, codec="int8")
+                dd.all_reduce(x, codec=codec, min_bytes=0)
         else:
-            dd.all_reduce(x, codec="int8")
+            dd.all_reduce(x, codec=codec, min_bytes=0)
         Outgoing.seal = _SEAL  # type: ignore[method-assign]
         _works(world)
     before = dd.stats()["failed"]
@@ -96,12 +98,14 @@ def _faulty(rank: int, world: int) -> None:
     assert dd.stats()["failed"] == before + 2
 
 
-def test_what_a_peer_should_not_send_is_refused_and_the_group_goes_on() -> None:
-    run_ranks(_faulty, 2, 2)
+@pytest.mark.parametrize("policy", [False, True])
+def test_what_a_peer_should_not_send_is_refused_and_the_group_goes_on(policy: bool) -> None:
+    run_ranks(_faulty, 2, 2, policy)
 
 
-def test_in_two_shots_all_ranks_learn_of_what_one_refused() -> None:
-    run_ranks(_faulty, 3, 3)
+@pytest.mark.parametrize("policy", [False, True])
+def test_in_two_shots_all_ranks_learn_of_what_one_refused(policy: bool) -> None:
+    run_ranks(_faulty, 3, 3, policy)
 
 
 def _absent(rank: int) -> float:

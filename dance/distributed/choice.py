@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from dance.codecs import Codec
+from dance.codecs import Codec, Uncompressed
 from dance.codecs import codec as to_codec
 from dance.distributed.member import Member
 from dance.distributed.work import CallStats
@@ -15,27 +15,35 @@ from dance.policy import Outcome, Send
 # Text, codec, or a policy (`dance.policy`); "auto": one Auto policy kept per group. None: the feedback's own
 # codec, with its warm-up, or int8 without feedback.
 CodecLike: TypeAlias = "str | Codec | Any | None"
+NONE = Uncompressed()
 _DEFAULT = to_codec("int8")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A codec, and the policy that chose it and will be told what came of it."""
+    """A codec, and the policy that chose it and will be told what came of it.
+
+    ``share``: the part of the call's bytes that it is about, where a call has several codecs.
+    """
 
     codec: Codec
     policy: Any = None
     send: Send | None = None
+    share: float = 1.0
 
-    def observe(self, stats: CallStats, wire_bytes: int) -> None:
-        if self.policy is not None:
-            outcome = Outcome(
-                seconds=stats.seconds,
-                encode_s=stats.encode_s,
-                decode_s=stats.decode_s,
-                wire_bytes=wire_bytes,
-                wire_s=stats.wire_s,
-            )
-            self.policy.observe(self.send, self.codec, outcome)
+    def observe(self, stats: CallStats) -> None:
+        """Tells the policy what came of it, unless the call was executed otherwise than it chose."""
+        direct = isinstance(self.codec, Uncompressed)
+        if self.policy is None or direct != (stats.algorithm == "direct"):
+            return
+        outcome = Outcome(
+            seconds=self.share * stats.seconds,
+            encode_s=self.share * stats.encode_s,
+            decode_s=self.share * stats.decode_s,
+            wire_bytes=round(self.share * stats.bytes_received),
+            wire_s=None if stats.wire_s is None else self.share * stats.wire_s,
+        )
+        self.policy.observe(self.send, self.codec, outcome)
 
 
 def policy_of(member: Member, like: CodecLike, *, feedback: bool) -> Any:

@@ -38,16 +38,15 @@ class Launch:
             start_s = time.monotonic()
             error = guarded(lambda: event.append(body()))
             self.stats.seconds = time.monotonic() - start_s
-            self._told(error)
-            work.finish(error, event[0] if event else None)
+            work.finish(self._told(error), event[0] if event else None)
 
         if self.async_op:
             self._share()
             self.member.worker.submit(task)
             return work
         self.member.worker.run(task)
+        self._share()  # whatever happened here: a packet may be bad at one rank only
         work.wait()
-        self._share()
         return None
 
     def on_device(self, body: Callable[[], None]) -> Work | None:
@@ -60,10 +59,8 @@ class Launch:
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
         self.stats.seconds = time.monotonic() - start_s
-        self._told(error)
-        work.finish(error, event)
-        if error is None:
-            self._share()
+        work.finish(self._told(error), event)
+        self._share()
         if self.async_op:
             return work
         work.wait()
@@ -71,32 +68,41 @@ class Launch:
 
     def direct(self, start: Callable[[bool], Any], after: Body) -> Work | None:
         """Executes torch's own collective (``start(async_op)``) and, when it is done, ``after``."""
+        on_gpu = self.tensors[0].is_cuda
+        timed = on_gpu and bool(self.choices)
+        if timed:
+            torch.cuda.synchronize()  # for a policy wants to know what the call takes
         start_s = time.monotonic()
-        if not self.async_op:
-            start(False)
+        if on_gpu or not self.async_op:
+            pending = start(self.async_op)
+            if pending is not None:
+                pending.wait()  # it is in a stream: the host need not wait
             after()
-            self.stats.seconds = time.monotonic() - start_s
-            self._told(None)
-            if self.choices:
-                self._share()
-            return None
+            if timed:
+                torch.cuda.synchronize()
+            end_s = time.monotonic()
+            self.stats.seconds = end_s - start_s if on_gpu else self._taken_s(start_s, end_s)
+            error = self._told(None)
+            self._share()
+            if not self.async_op:
+                if error is not None:
+                    raise error
+                return None
+            event = None
+            if on_gpu:
+                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                event.record()
+            work = Work(self.stats, self.tensors)
+            work.finish(error, event)
+            return work
         work = Work(self.stats, self.tensors)
         pending = start(True)
         self._share()
-        if self.tensors[0].is_cuda:  # it is in a stream: the host need not wait
-            pending.wait()
-            after()
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
-            self._told(None)
-            work.finish(None, event)
-            return work
 
         def done(future: Any) -> None:
             error = guarded(future.wait) or guarded(after)
-            self.stats.seconds = time.monotonic() - start_s
-            self._told(error)
-            work.finish(error)
+            self.stats.seconds = self._taken_s(start_s, time.monotonic())
+            work.finish(self._told(error))
 
         try:
             future = pending.get_future()
@@ -106,12 +112,21 @@ class Launch:
             future.add_done_callback(done)
         return work
 
-    def _told(self, error: BaseException | None) -> None:
+    def _taken_s(self, start_s: float, end_s: float) -> float:
+        return self.member.turns.taken_s(start_s, end_s, self.stats.raw_bytes)
+
+    def _told(self, error: BaseException | None) -> BaseException | None:
+        """Counts the call and tells policies what came of it; returns what went wrong, there or before."""
         stats = self.stats
         self.member.totals.add(stats, failed=error is not None)
-        if error is None:
+        if error is not None:
+            return error
+
+        def tell() -> None:
             for choice in self.choices:
-                choice.observe(stats, stats.bytes_received)
+                choice.observe(stats)
+
+        return guarded(tell)
 
     def _share(self) -> None:
         for choice in self.choices:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from dance.distributed.agreement import Agreement
 from dance.distributed.totals import Totals
+from dance.distributed.turns import Turns
 from dance.errors import NonFiniteError
 from dance.exchange.wire import Wire
 from dance.exchange.worker import Worker
@@ -31,6 +32,7 @@ class Member:
         self._wire: Wire | None = None
         self.worker = Worker("dance-collectives")
         self.totals = Totals()
+        self.turns = Turns()
         self.calls = 0  # compressed ones: all ranks count alike
         self.auto: dict[bool, Any] = {}  # the policy that "auto" stands for, without and with feedback
         self.unread: tuple[str, torch.Tensor] | None = None  # on a device: whether a call met NaN or infinity

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ import torch.distributed as dist
 from dance.codecs import Uncompressed
 from dance.distributed.all_reduce import AllReduce
 from dance.distributed.call import Call, Options
-from dance.distributed.choice import Choice, CodecLike, choose, named_codec, policy_of
+from dance.distributed.choice import NONE, Choice, CodecLike, choose, named_codec, policy_of
 from dance.distributed.device import DeviceCall
 from dance.distributed.device_launch import execute_on_device
 from dance.distributed.launch import Launch, direct_stats, new_stats
@@ -42,10 +42,6 @@ class _Bundle:
         return sum(tensor.numel() for tensor in self.tensors)
 
     @property
-    def num_bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
-
-    @property
     def direct(self) -> bool:
         return isinstance(self.choice.codec, Uncompressed)
 
@@ -57,15 +53,15 @@ def all_reduce_tensors(
     group, member = member_of(settings.group)
     settings.check("all_reduce")
     first = tensors[0]
-    bundles = _bundles(tensors, codecs, settings, member)
+    bundles, reason = _bundles(tensors, codecs, settings, member, sums=op in (_SUM, _AVG))
     stats = new_stats("all_reduce", member.world, sum(bundle.numel for bundle in bundles), first)
-    stats.reason = _why_direct(bundles, settings, member)
+    stats.reason = reason
     launch = Launch(
         group=group,
         member=member,
         stats=stats,
         tensors=tensors,
-        choices=[bundle.choice for bundle in bundles if bundle.choice.policy is not None],
+        choices=_shares(bundles, member.world, direct=reason != ""),
         async_op=settings.async_op,
     )
     if stats.reason or all(bundle.direct for bundle in bundles):
@@ -78,8 +74,16 @@ def all_reduce_tensors(
 
 
 def _bundles(
-    tensors: Sequence[torch.Tensor], codecs: Sequence[CodecLike], settings: Settings, member: Member
-) -> list[_Bundle]:
+    tensors: Sequence[torch.Tensor],
+    codecs: Sequence[CodecLike],
+    settings: Settings,
+    member: Member,
+    *,
+    sums: bool,
+) -> tuple[list[_Bundle], str]:
+    """Returns what is encoded together, and why nothing is though it was asked for ("": something is, or
+    it was not asked for). Policies are only asked where they have a choice.
+    """
     first = tensors[0]
     feedback = settings.feedback
     bundles: dict[Any, _Bundle] = {}
@@ -97,7 +101,15 @@ def _bundles(
         codec = named_codec(like, feedback, settings.keys[k])
         settings.check_codec("all_reduce", codec, tensor)
         _put(bundles, codec, Choice(codec=codec), tensor, settings.keys[k])
+    wanted = [t for bundle in bundles.values() if not bundle.direct for t in bundle.tensors]
+    named = len(wanted)
+    wanted += [tensors[k] for _, numbers in by_policy.values() for k in numbers]
+    reason = settings.only_direct(wanted, member.world, sums=sums or named > 0) if wanted else ""
     for policy, numbers in by_policy.values():
+        if reason:
+            for k in numbers:
+                _put(bundles, NONE, Choice(codec=NONE), tensors[k], settings.keys[k])
+            continue
         chosen = choose(
             member,
             policy,
@@ -111,7 +123,24 @@ def _bundles(
         settings.check_codec("all_reduce", chosen.codec, first)
         for k in numbers:
             _put(bundles, (id(policy), chosen.codec), chosen, tensors[k], settings.keys[k])
-    return list(bundles.values())
+    if any(bundle.direct and bundle.choice.policy is not None for bundle in bundles.values()):
+        reason = "policy"  # where the large ones do not pay, a second message for the rest does not either
+    return list(bundles.values()), reason
+
+
+def _shares(bundles: Sequence[_Bundle], world: int, *, direct: bool) -> list[Choice]:
+    """Returns the choices of policies, each with its share of the bytes that are sent."""
+    sizes = []
+    for bundle in bundles:
+        codec = NONE if direct else bundle.choice.codec
+        dtype = dtype_text(bundle.tensors[0])
+        sizes.append(plan("all_reduce", codec, bundle.numel, world, dtype=dtype).bytes_sent)
+    total = max(1, sum(sizes))
+    return [
+        replace(bundle.choice, share=size / total)
+        for bundle, size in zip(bundles, sizes, strict=True)
+        if bundle.choice.policy is not None
+    ]
 
 
 def _put(
@@ -120,18 +149,6 @@ def _put(
     bundle = bundles.setdefault(name, _Bundle(choice))
     bundle.tensors.append(tensor)
     bundle.keys.append(key)
-
-
-def _why_direct(bundles: Sequence[_Bundle], settings: Settings, member: Member) -> str:
-    """Returns why nothing is compressed though it was asked for; "" where it is not so."""
-    if any(bundle.direct and bundle.choice.policy is not None for bundle in bundles):
-        return "policy"  # where the large ones do not pay, a second message for the rest does not either
-    wanted = [bundle.num_bytes for bundle in bundles if not bundle.direct]
-    if not wanted:
-        return ""
-    if member.world == 1:
-        return "one rank"
-    return "under min_bytes" if sum(wanted) < settings.min_bytes else ""
 
 
 def _direct(launch: Launch, op: Any, bundles: Sequence[_Bundle], settings: Settings) -> Work | None:

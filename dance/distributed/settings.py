@@ -34,6 +34,19 @@ class Settings:
         if self.seed is not None and not 0 <= self.seed < 1 << 64:
             raise ValueError(f"{who}: expected a seed in [0, 2^64), got {self.seed!r}")
 
+    def only_direct(self, tensors: Sequence[torch.Tensor], world: int, *, sums: bool = True) -> str:
+        """Returns why ``tensors`` can only go uncompressed, whatever a policy might choose; "" if they can
+        go otherwise. ``sums``: whether the collective adds up, or only moves, which is what codecs are for.
+        """
+        if world == 1:
+            return "one rank"
+        if not sums:
+            return "op"
+        if any(dtype_text(tensor) not in DTYPES for tensor in tensors):
+            return "dtype"
+        num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return "under min_bytes" if num_bytes < self.min_bytes else ""
+
     def check_codec(self, who: str, codec: Codec, tensor: torch.Tensor) -> None:
         """Raises ValueError where ``codec`` cannot take ``tensor`` or cannot be used with the feedback."""
         if isinstance(codec, Uncompressed):

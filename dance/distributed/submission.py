@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from dance.codecs import Uncompressed
 from dance.distributed.call import Call, Options
-from dance.distributed.choice import Choice, CodecLike, choose, named_codec, policy_of
+from dance.distributed.choice import NONE, Choice, CodecLike, choose, named_codec, policy_of
 from dance.distributed.device import DeviceCall
 from dance.distributed.device_launch import execute_on_device
 from dance.distributed.launch import Launch, direct_stats, new_stats
@@ -35,7 +35,8 @@ class Submission:
     """A collective of ``input`` into ``outputs``, which together are one vector; `run` executes it.
 
     ``decided_by`` is the number of bytes that ``min_bytes`` is about. ``mean``: divide the sum by the ranks.
-    ``sends``: whether this rank's input goes anywhere.
+    ``sends``: whether this rank's input goes anywhere. ``sums``: it is a sum or a mean that is asked for, or
+    no reduction; other reductions have no compressed way.
     """
 
     collective: str
@@ -44,6 +45,7 @@ class Submission:
     settings: Settings
     mean: bool = False
     sends: bool = True
+    sums: bool = True
 
     def run(
         self, codec: CodecLike, direct: Direct | None, compressed: Compressed, on_device: OnDevice
@@ -59,7 +61,7 @@ class Submission:
                     f"got {output.dtype} on {output.device}"
                 )
         numel = self.input.numel()
-        choice = self._choose(member, codec)
+        choice, reason = self._choose(member, codec, alone=direct is None)
         settings.check_codec(who, choice.codec, self.input)
         stats = new_stats(who, member.world, numel, self.input)
         launch = Launch(
@@ -70,17 +72,26 @@ class Submission:
             choices=[choice] if choice.policy is not None else (),
             async_op=settings.async_op,
         )
-        if direct is not None and self._goes_direct(launch, choice):
+        stats.reason = reason
+        if direct is not None and (reason or isinstance(choice.codec, Uncompressed)):
             return self._direct(launch, direct)
         return self._compressed(launch, choice, compressed, on_device)
 
-    def _choose(self, member: Member, codec: CodecLike) -> Choice:
+    def _choose(self, member: Member, codec: CodecLike, *, alone: bool) -> tuple[Choice, str]:
+        """Returns the codec, and why the call goes direct though compression was asked for ("": it does not).
+
+        A policy is only asked where it has a choice. ``alone``: there is no direct way.
+        """
         feedback = self.settings.feedback
         policy = policy_of(member, codec, feedback=feedback is not None)
         key = self.settings.keys[0]
+        reason = "" if alone else self.settings.only_direct([self.input], member.world, sums=self.sums)
         if policy is None:
-            return Choice(codec=named_codec(codec, feedback, key))
-        return choose(
+            named = named_codec(codec, feedback, key)
+            return Choice(codec=named), "" if isinstance(named, Uncompressed) else reason
+        if reason:
+            return Choice(codec=NONE), reason
+        choice = choose(
             member,
             policy,
             kind=self.collective,
@@ -90,16 +101,7 @@ class Submission:
             feedback=feedback is not None,
             device=self.input.device.type,
         )
-
-    def _goes_direct(self, launch: Launch, choice: Choice) -> bool:
-        if isinstance(choice.codec, Uncompressed):
-            launch.stats.reason = "" if choice.policy is None else "policy"
-            return True
-        if launch.member.world == 1:
-            launch.stats.reason = "one rank"
-        elif self.input.numel() * self.input.element_size() < self.settings.min_bytes:
-            launch.stats.reason = "under min_bytes"
-        return launch.stats.reason != ""
+        return choice, "policy" if isinstance(choice.codec, Uncompressed) and not alone else ""
 
     def _direct(self, launch: Launch, start: Direct) -> Work | None:
         direct_stats(launch.stats)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dance.codecs import Uncompressed
 from dance.distributed import torch_names
 from dance.distributed.call import Call, Options
-from dance.distributed.choice import CodecLike
+from dance.distributed.choice import CodecLike, named_codec, policy_of
 from dance.distributed.device import DeviceCall
 from dance.distributed.member import member_of
 from dance.distributed.reduce_scatter import ReduceScatter
@@ -42,10 +43,11 @@ def all_reduce(
     """Reduces ``tensor`` over all ranks, in place; every rank ends with the same bits.
 
     ``tensor``: float32, float16 or bfloat16 of any strides, CPU or CUDA; other dtypes with codec "none"
-    only, as are MAX, MIN and other ops than SUM and AVG. The average is taken after decoding. ``feedback``
-    holds the residuals of ``key``: at the sender and, where the algorithm has shards, at their owner, in
-    units of the sum. Tensors of less than ``min_bytes`` go uncompressed. ``seed`` is the run's: each
-    packet's is derived from it. ``nonfinite="raise"``: where the input of any rank
+    only, as are MAX, MIN and other ops than SUM and AVG; a policy is not asked about those, nor about what is
+    under ``min_bytes``: they go uncompressed, and `CallStats.reason` says why. The average is taken after
+    decoding. ``feedback`` holds the residuals of ``key``: at the sender and, where the algorithm has shards,
+    at their owner, in units of the sum. Tensors of less than ``min_bytes`` go uncompressed.``seed`` is
+    the run's: each packet's is derived from it. ``nonfinite="raise"``: where the input of any rank
     holds NaN or infinity, all ranks raise NonFiniteError after the pass (blocks that hold them count as
     zeros), "zero": nobody does, and `CallStats.nonfinite` tells.
     """
@@ -119,16 +121,21 @@ def reduce_scatter_tensor(
     ``feedback`` keeps what this rank could not send of the whole input.
     """
     average = op == ReduceOp.AVG
-    world = member_of(group)[1].world
+    member = member_of(group)[1]
+    world = member.world
     if output.numel() * world != input.numel():
         raise ValueError(
             f"reduce_scatter_tensor: expected {world} times {output.numel()} elements to reduce, "
             f"got {input.numel()}"
         )
-    if codec != "none" and not average and op != ReduceOp.SUM:
+    sums = average or op == ReduceOp.SUM
+    named = policy_of(member, codec, feedback=feedback is not None) is None
+    if named and not sums and not isinstance(named_codec(codec, feedback, key), Uncompressed):
         raise ValueError(
             f"reduce_scatter_tensor: compressed there is SUM and AVG, got {op}; pass codec='none'"
         )
+    if not sums and feedback is not None:
+        raise ValueError(f"reduce_scatter_tensor: feedback keeps what is owed to a sum; got op {op}")
     settings = Settings(
         group=group,
         async_op=async_op,
@@ -140,7 +147,12 @@ def reduce_scatter_tensor(
     )
     plain = ReduceOp.SUM if average else op
     return Submission(
-        collective="reduce_scatter", input=input, outputs=[output], settings=settings, mean=average
+        collective="reduce_scatter",
+        input=input,
+        outputs=[output],
+        settings=settings,
+        mean=average,
+        sums=sums,
     ).run(
         codec,
         lambda own, x, out, later: torch_names.reduce_scatter_tensor(

@@ -11,12 +11,12 @@ from dance.codec_speed import CodecSpeeds
 from dance.codecs import Codec
 from dance.policy.decision import Figures, Logged
 from dance.policy.figures import Ledger
-from dance.policy.model import GroupModel, Shape, shape_of
-from dance.policy.send import Outcome, Send
+from dance.policy.model import GroupModel
+from dance.policy.send import Outcome, Send, Shape, shape_of
 
 _LEARNING_CALLS = 3  # of every shape: figures are exchanged after each of them ...
 _PATIENCE_CALLS = 16  # ... and on to here if their outcomes take long to come
-_SHARE_S = 1.5e-4  # what an exchange of figures costs, about ...
+_SHARE_S = 3e-4  # what an exchange of figures and deciding anew cost, about ...
 _SHARE_PART = 0.01  # ... and the part of the calls' time that it may take
 _GAPS = (8, 32)  # calls between exchanges when all is as expected, at least and at most
 
@@ -109,7 +109,10 @@ class Agreeing(Logged):
         for call in calls:
             shape = shape_of(call.send)
             self._told[shape] = self._told.get(shape, 0) + 1
+        regime = self._model.regime
         surprise = self._model.learn(calls)
+        if self._model.regime != regime:
+            self._ledger.forget_costs()
         mean_s = sum(call.seconds for call in calls) / len(calls)
         self._interval = _GAPS[0]
         while self._interval < _GAPS[1] and self._interval * mean_s * _SHARE_PART < _SHARE_S:

@@ -11,9 +11,8 @@ from dance.policy.agreeing import Agreeing
 from dance.policy.candidates import Candidates, Lists
 from dance.policy.cost import link_cost, link_doubt, relative_error, sent_nbytes
 from dance.policy.explanation import Cost, Explanation, Row
-from dance.policy.model import shape_of
 from dance.policy.rules import Choice, Course, Prospect, commit, least_error, least_time
-from dance.policy.send import Send
+from dance.policy.send import Send, shape_of
 
 _HEADROOM = 0.8  # a less lossy codec must fit with a fifth to spare, or estimates would make it come and go
 _DWELL_ROUNDS = 20
@@ -143,7 +142,7 @@ class Auto(Agreeing):
         return Prospect(
             codec=codec,
             seconds=cost.total_s,
-            least_s=self._model.least_s(send, codec),
+            least_s=self._model.least_s(send, codec, cost),
             measured=self._model.measured(send, codec),
             direct=isinstance(codec, Uncompressed),
         )

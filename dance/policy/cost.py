@@ -15,7 +15,7 @@ from dance.policy.explanation import Cost, Row
 from dance.policy.send import Send
 
 # A compressed call's own time before anything is coded or sent; what calls take corrects it.
-_CALL_S = 2e-4
+CALL_S = 2e-4
 _NUMEL = 4096  # of the normal data that errors are told of: a multiple of every block size in use
 _STRIDE = 1597  # coprime to _NUMEL: puts the quantiles in an order without trend
 
@@ -42,7 +42,7 @@ def call_cost(parts: Plan, speed: Speed, wire_s: float) -> Cost:
         return Cost(encode_s=0.0, wire_s=wire_s, decode_s=0.0, total_s=wire_s)
     encode_s, decode_s = parts.encoded * speed.encode_s, parts.decoded * speed.decode_s
     longer, shorter = max(wire_s, encode_s + decode_s), min(wire_s, encode_s + decode_s)
-    total_s = _CALL_S + longer + shorter / parts.chunks
+    total_s = CALL_S + longer + shorter / parts.chunks
     return Cost(encode_s=encode_s, wire_s=wire_s, decode_s=decode_s, total_s=total_s)
 
 

@@ -80,7 +80,8 @@ class Logged:
     def choose(self, send: Send) -> Codec:
         """Returns the codec for ``send`` and logs the decision if it is a change."""
         codec = self._decide(send)
-        if self._latest.get((send.kind, send.target)) != codec:
+        latest = self._latest.get((send.kind, send.target))
+        if latest is not codec and latest != codec:
             row = self._row(send, codec)
             self._latest[send.kind, send.target] = codec
             self.log.append(

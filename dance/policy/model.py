@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, TypeAlias
+from typing import Any
 
 from dance.bandwidth import LinkMeter
 from dance.codec_speed import Speed
@@ -21,10 +21,11 @@ from dance.plan import Plan, plan
 from dance.policy.cost import call_cost
 from dance.policy.explanation import Cost
 from dance.policy.figures import AgreedCall
-from dance.policy.send import Send
+from dance.policy.send import Send, Shape, shape_of
 
 # How much of a phase's time may be no matter of the rate, where only one size has been seen.
 _LATENCY_S = 5e-4
+_FAST_MBPS = 2000.0  # memory and coding may be slower than a link beyond that
 _CALM = 1.25  # factor between times that are called equal
 _ALIKE = 1.5  # factor between sizes that tell latency and rate apart
 _DRIFT = 3.0  # factor that is no artefact of a line through few sizes, though no change was declared
@@ -34,13 +35,6 @@ _COLD = 2.0  # the first call of its kind faults its pages: it is believed up to
 _COLDEST = 4.0  # ... and later ones may take so much less
 _BELIEVED_NBYTES = (1 << 10, 1 << 14, 1 << 18, 1 << 22)  # what a link that is believed in is fitted to
 _LEAST = 0.3  # of the parts' time: no correction goes below
-
-# kind, world, dtype, feedback and octave of a send: what decisions and corrections are kept for.
-Shape: TypeAlias = "tuple[str, int, str, bool, int]"
-
-
-def shape_of(send: Send) -> Shape:
-    return (send.kind, send.world, send.dtype, send.feedback, send.numel.bit_length())
 
 
 class _Way:
@@ -131,15 +125,14 @@ class GroupModel:
             total_s=max(base_s + extra_s, _LEAST * base_s),
         )
 
-    def least_s(self, send: Send, codec: Codec) -> float:
-        """Returns what a call may take at best, given what it has been measured.
+    def least_s(self, send: Send, codec: Codec, cost: Cost) -> float:
+        """Returns what a call of predicted ``cost`` may take at best, given how often it has been measured.
 
         A cold first call may have taken far longer than others will. Before a compressed call of this shape
         and codec has been measured warm twice, what was measured beyond its parts may be chance; before any
-        direct call has been, half a millisecond of the compressed ones' time may be none of their bytes'.
+        direct call has been, half a millisecond of the compressed ones' time may be none of their bytes', and
+        where they are faster than any network, copying may have been what took it.
         """
-        cost = self.cost(send, codec)
-        assert cost is not None
         measured = self.measured(send, codec)
         if measured > _DOUBTS:
             return cost.total_s
@@ -156,6 +149,8 @@ class GroupModel:
         seen_s = self._phase_s(False, compressed.num_bytes)
         wire_s = parts.phases * self._phase_s(False, max(1, parts.bytes_sent // parts.phases))
         wire_s *= max(0.0, 1.0 - _LATENCY_S / seen_s)
+        if compressed.num_bytes * 8e-6 / seen_s > _FAST_MBPS:
+            wire_s /= _COLDEST
         return min(least_s, wire_s) if measured else wire_s
 
     def believe(self, rate_mbps: float, latency_s: float) -> None:
@@ -181,33 +176,34 @@ class GroupModel:
 
     def _learn(self, calls: list[AgreedCall]) -> float:
         """Takes in calls of one shape and codec: as one if they tell nothing new, else one by one."""
-        expected = self.cost(calls[-1].send, calls[-1].codec)
+        parts = _plan(calls[-1].send, calls[-1].codec)
+        direct, num_bytes = parts.algorithm == "direct", max(1, parts.bytes_sent // max(1, parts.phases))
+        phases_s = [self._seen_s(call, parts) for call in calls]
         surprise = 0.0
-        if expected is not None:
-            estimate = self.link.estimate()
-            noise = 0.0 if estimate is None else 3.0 * estimate.deviation
-            latest = median(call.seconds for call in calls[-3:])
-            surprise = math.log(_factor(latest, expected.total_s)) / max(math.log(_CALM), noise)
-            if surprise < 1.0:
-                calls = [_middle(calls)]
-        for call in calls:
-            self._observe_link(call)
-        self._correct(_middle(calls[-3:]))
+        if self.knows_link:
+            factor = _factor(median(phases_s[-3:]), self._phase_s(direct, num_bytes))
+            surprise = math.log(factor) / math.log(_CALM)
+            if surprise >= 1.0 and (estimate := self.link.estimate()) is not None:
+                surprise = min(surprise, math.log(factor) / max(3.0 * estimate.deviation, 1e-9))
+        for seconds in phases_s if surprise >= 1.0 else [median(phases_s)]:
+            self._observe_link(direct, num_bytes, seconds)
+        self._correct(calls[-1])
         return surprise
 
-    def _observe_link(self, call: AgreedCall) -> None:
-        parts = _plan(call.send, call.codec)
-        direct = parts.algorithm == "direct"
-        if direct:
+    def _seen_s(self, call: AgreedCall, parts: Plan) -> float:
+        """What a phase of the call took on the wire."""
+        if parts.algorithm == "direct":
             seconds = call.seconds
         elif call.wire_s_per_byte is not None:
             seconds = call.wire_s_per_byte * parts.bytes_sent
         else:  # nobody timed the wire: what coding leaves
             cost = call_cost(parts, self._speed(call.send, call.codec, None), 0.0)
             seconds = max(call.seconds - cost.total_s, 0.1 * call.seconds)
-        phases = max(1, parts.phases)
+        return seconds / max(1, parts.phases)
+
+    def _observe_link(self, direct: bool, num_bytes: int, seconds: float) -> None:
+        """Takes in a phase."""
         way, other = self._ways[direct], self._ways[not direct]
-        num_bytes = max(1, parts.bytes_sent // phases)
         # What a first call took was cold, and what was seen of the link before it changed is past.
         alike = not way.num_bytes or _factor(num_bytes, way.num_bytes) < _ALIKE
         if (way.cold and alike) or self._scale(direct) != 1.0:
@@ -216,10 +212,10 @@ class GroupModel:
         self._time += 1
         way.at, way.num_bytes = self._time, num_bytes
         changes = way.meter.num_changes
-        way.meter.observe(way.num_bytes, seconds / phases)
+        way.meter.observe(num_bytes, seconds)
         self.regime += way.meter.num_changes - changes
         if other.known:
-            way.other = (self._phase_s(not direct, way.num_bytes), other.meter.num_changes)
+            way.other = (self._phase_s(not direct, num_bytes), other.meter.num_changes)
             if other.other is None:
                 other.other = (self._phase_s(direct, other.num_bytes), way.meter.num_changes)
 
@@ -228,13 +224,13 @@ class GroupModel:
         key = (shape_of(call.send), call.codec)
         cell = self._cells.get(key)
         if cell is None:
-            seconds = min(max(call.seconds, base_s / _COLD), base_s * _COLD)
+            seconds = min(max(call.cost_s, base_s / _COLD), base_s * _COLD)
             cell = Cell(extras_s=[seconds - base_s], base_s=base_s, count=1, regime=self.regime)
         elif cell.count == 1 or cell.regime != self.regime:  # the first was cold, or of another link
             count = cell.count + 1 if cell.regime == self.regime else 1
-            cell = Cell(extras_s=[call.seconds - base_s], base_s=base_s, count=count, regime=self.regime)
+            cell = Cell(extras_s=[call.cost_s - base_s], base_s=base_s, count=count, regime=self.regime)
         else:
-            extras_s = [*cell.extras_s, call.seconds - base_s][-_LATEST:]
+            extras_s = [*cell.extras_s, call.cost_s - base_s][-_LATEST:]
             cell = Cell(extras_s=extras_s, base_s=base_s, count=cell.count + 1, regime=self.regime)
         self._cells[key] = cell
 
@@ -329,8 +325,3 @@ def _known(seconds: float | None) -> float:
 
 def _factor(a: float, b: float) -> float:
     return max(a, b) / max(min(a, b), 1e-9)
-
-
-def _middle(calls: Sequence[AgreedCall]) -> AgreedCall:
-    """The call of median seconds, the earlier of two."""
-    return sorted(calls, key=lambda call: call.seconds)[(len(calls) - 1) // 2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from dance.bandwidth import LinkMeter
 
@@ -34,6 +35,14 @@ class Send:
     @property
     def is_collective(self) -> bool:
         return self.world > 1
+
+
+# kind, world, dtype, feedback and octave of a send: what decisions and corrections are kept for.
+Shape: TypeAlias = "tuple[str, int, str, bool, int]"
+
+
+def shape_of(send: Send) -> Shape:
+    return (send.kind, send.world, send.dtype, send.feedback, send.numel.bit_length())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from dance.bandwidth import LinkEstimate
-from dance.codecs import Codec
+from dance.codecs import Codec, Uncompressed
 from dance.codecs import codec as to_codec
+from dance.plan import COLLECTIVES
 from dance.policy.agreeing import Agreeing
 from dance.policy.calibration import Calibration, read_calibration
 from dance.policy.candidates import Candidates
 from dance.policy.cost import relative_error, sent_nbytes
 from dance.policy.explanation import Cost, Explanation, Row
-from dance.policy.send import Send
+from dance.policy.send import Send, shape_of
 
 _GAIN = 0.04  # another codec must promise so much
 
@@ -25,7 +26,8 @@ class Table(Agreeing):
     calibration: the value or the path of its file; all ranks need the same one. Of its codecs those count
     that ``max_error`` allows (`Candidates`). Collectives take the agreed link (`Policy`), packets to peers
     the slowest of theirs and a calibration for 2 ranks, who send each other one packet. Until it is measured
-    the codec of least bytes is taken. ValueError for a collective that was not calibrated.
+    the codec of least bytes is taken. A single rank takes
+    none. ValueError for a collective that was not calibrated.
     """
 
     def __init__(self, calibration: Calibration | str | Path, *, max_error: float | None = None) -> None:
@@ -34,11 +36,14 @@ class Table(Agreeing):
         )
         super().__init__(f"table {max_error} {self.calibration.to_json()}")
         self._candidates = Candidates({"": self.calibration.codecs}, max_error)
-        self._held: dict[tuple[str, str], Codec] = {}
+        self._held: dict[
+            tuple[Any, ...], Codec
+        ] = {}  # by shape of a collective, by kind and target of a packet
         self._settled: dict[tuple[str, str, int], Codec] = {}  # until something new is agreed on
 
     def _decide(self, send: Send) -> Codec:
-        held = self._held.get((send.kind, send.target))
+        name = _name(send)
+        held = self._held.get(name)
         if not send.is_collective:
             chosen = self._look_up(send, held)[0]
         else:
@@ -47,7 +52,7 @@ class Table(Agreeing):
             chosen = self._look_up(send, held)[0] if known is None else known
             self._settled[send.kind, send.target, send.numel] = chosen
             self._close(send, chosen, changed=chosen != held)
-        self._held[send.kind, send.target] = chosen
+        self._held[name] = chosen
         return chosen
 
     def _forget(self) -> None:
@@ -55,6 +60,8 @@ class Table(Agreeing):
 
     def _look_up(self, send: Send, held: Codec | None) -> tuple[Codec, dict[Codec, float] | None, str]:
         """Returns the codec to take, the seconds of all candidates if the link is known, and why."""
+        if _is_alone(send):
+            return Uncompressed(), None, "one rank sends nothing"
         made = (self.calibration.collective, self.calibration.world)
         if made != ((send.kind, send.world) if send.is_collective else (made[0], 2)):
             raise ValueError(
@@ -87,10 +94,11 @@ class Table(Agreeing):
 
     def explain(self, send: Send) -> Explanation:
         """Returns what `choose` would choose for ``send`` now, with the calibrated time of each candidate."""
-        chosen, seconds, reason = self._look_up(send, self._held.get((send.kind, send.target)))
+        chosen, seconds, reason = self._look_up(send, self._held.get(_name(send)))
+        candidates = (chosen,) if _is_alone(send) else self._candidates.of(send)
         rows = tuple(
             self._table_row(send, each, None if seconds is None else seconds[each], chosen=each == chosen)
-            for each in self._candidates.of(send)
+            for each in candidates
         )
         return Explanation(send=send, rows=rows, reason=reason)
 
@@ -112,9 +120,18 @@ class Table(Agreeing):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        held = [[kind, target, str(codec)] for (kind, target), codec in self._held.items()]
+        held = [[list(name), str(codec)] for name, codec in self._held.items()]
         return {**super().state_dict(), "held": held}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self._held = {(kind, target): to_codec(text) for kind, target, text in state["held"]}
+        self._held = {tuple(name): to_codec(text) for name, text in state["held"]}
+
+
+def _name(send: Send) -> tuple[Any, ...]:
+    """What the codec in use is kept for: calls of about one size, packets of one kind and target."""
+    return shape_of(send) if send.is_collective else (send.kind, send.target)
+
+
+def _is_alone(send: Send) -> bool:
+    return send.kind in COLLECTIVES and not send.is_collective and not send.links
