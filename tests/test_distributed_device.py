@@ -15,6 +15,7 @@ import dance
 import dance.distributed as dd
 from dance.distributed.member import member_of
 from dance.errors import NonFiniteError
+from dance.policy import Fixed, Outcome, Send
 
 CODECS = ("int8", "int4:block=64", "sign:block=64", "bf16", "topk:ratio=0.1", "mxfp4")
 NUMEL = 2777
@@ -85,6 +86,17 @@ def test_the_device_transport_gives_the_bits_of_the_wire(world: int) -> None:
     run_ranks(_both_ways, world, world)
 
 
+class Timed(Fixed):
+    """Keeps the seconds that it is told."""
+
+    def __init__(self, codec: str) -> None:
+        super().__init__(codec)
+        self.seconds: list[float] = []
+
+    def observe(self, send: Send, codec: dance.Codec, outcome: Outcome) -> None:
+        self.seconds.append(outcome.seconds)
+
+
 @pytest.mark.cuda
 def test_one_gpu_over_nccl_and_staged_over_gloo() -> None:
     """One rank has nothing to send; the transport is called as it would be with more."""
@@ -103,5 +115,12 @@ def test_one_gpu_over_nccl_and_staged_over_gloo() -> None:
             member.over_host = True
             dd.broadcast(out.copy_(x), group_src=0, codec="int8")
             assert torch.equal(out, expected)
+            policy = Timed("none")
+            dd.broadcast(out, group_src=0, codec=policy)
+            torch.cuda._sleep(1 << 28)  # over 0.1 s of work that the call is not to be charged with
+            works = [dd.broadcast(out, group_src=0, codec=policy, async_op=True) for _ in range(2)]
+            assert all(work.wait() for work in works)
+            assert len(policy.seconds) == 3
+            assert all(0.0 < seconds < 0.1 for seconds in policy.seconds[1:])
         finally:
             dist.destroy_process_group()

@@ -15,6 +15,7 @@ from processes import run_ranks
 import dance
 import dance.distributed as dd
 from dance.distributed.turns import Turns
+from dance.distributed.work import Work
 from dance.policy import Fixed, Outcome, Send
 
 
@@ -233,3 +234,62 @@ def _unasked(rank: int, world: int) -> None:
 
 def test_policies_are_asked_and_told_only_of_what_is_theirs() -> None:
     run_ranks(_unasked, 2, 2)
+
+
+def _kept(rank: int, world: int) -> list[str]:
+    assert dd.links() == {}
+    if rank == 1:
+        time.sleep(1.0)  # who comes late changes nothing
+    dd.probe()
+    previous = (rank - 1) % world
+    estimate = dd.links()[previous].estimate()
+    assert list(dd.links()) == [previous]
+    assert estimate is not None
+    assert estimate.rate_mbps > 20.0  # with the second it would be 8
+    assert dd.stats()["by_collective"] == {"neighbor_exchange": 6}
+    send = Send(kind="all_reduce", round=7, numel=50000, world=world)
+    for _ in range(6):
+        dd.all_reduce(torch.randn(50000), codec="auto")
+    policy = dd.policy()
+    assert policy is dd.policy(feedback=False)
+    assert policy is not dd.policy(feedback=True)
+    assert [decision.round for decision in policy.log][:1] == [1]
+    told = policy.explain(send)
+    assert all(row.cost is not None for row in told.rows)
+    assert sorted(dd.links()) == [peer for peer in range(world) if peer != rank]
+    resumed = dist.new_group()
+    dd.policy(resumed).load_state_dict(policy.state_dict())
+    assert dd.policy(resumed).log == policy.log
+    work = dd.all_reduce(torch.randn(50000), codec="auto", group=resumed, async_op=True)
+    work.wait()
+    alone = [dist.new_group([peer]) for peer in range(world)][rank]
+    dd.probe(alone)
+    assert dd.links(alone) == {}
+    return [work.stats().codec, *(decision.codec for decision in policy.log)]
+
+
+def test_what_is_kept_of_a_group_can_be_read_and_resumed() -> None:
+    ranks = run_ranks(_kept, 3, 3)
+    assert ranks[0] == ranks[1] == ranks[2]
+
+
+def _ended(rank: int, world: int) -> None:
+    finish = Work.finish
+
+    def and_linger(work: Work, *given: Any) -> None:
+        finish(work, *given)
+        time.sleep(0.3)
+
+    Work.finish = and_linger  # type: ignore[method-assign]
+    group = dist.new_group()
+    x, share = torch.ones(1000), torch.empty(1000 * world)
+    dd.all_reduce(x, codec="none", group=group, async_op=True).wait()
+    dd.all_gather_into_tensor(share, x, codec="none", group=group, async_op=True).wait()
+    dist.destroy_process_group(group)
+    del group
+    time.sleep(0.6)
+
+
+def test_a_group_may_end_while_its_thread_still_tells_of_the_last_call() -> None:
+    """gloo's thread must not be the last to hold the group: its end would wait for that thread."""
+    run_ranks(_ended, 2, 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -243,3 +244,50 @@ def test_an_arena_gives_the_same_memory_again() -> None:
     arena.reset()
     assert [t.data_ptr() for t in again] == [arena.take(n).data_ptr() for n in (100, 1000)]
     assert arena.take(1 << 20).numel() == 1 << 20
+
+
+# ------------------------------------------------------------------------------------------------ callbacks
+
+
+def _in_a_callback(rank: int) -> tuple[list[object], str]:
+    found: list[object] = []
+    refused = ""
+    told = threading.Event()
+    # Behind another, so that the future is asked for before the call is done.
+    works = [dd.all_reduce(torch.ones(1 << 21), codec="int8", async_op=True) for _ in range(2)]
+
+    def look(_: object) -> None:
+        found.append(works[1].is_completed())
+        found.append(works[1].wait(timedelta(seconds=2)))
+
+    def call(_: object) -> None:
+        nonlocal refused
+        try:
+            dd.all_reduce(torch.ones(NUMEL), codec="int8")
+        except RuntimeError as error:
+            refused = str(error)
+        told.set()
+
+    works[1].get_future().then(look)
+    works[1].get_future().then(call)
+    assert told.wait(20)
+    works[1].wait()
+    return found, refused
+
+
+def test_in_a_callback_the_work_is_done_and_no_call_waits_for_itself() -> None:
+    for found, refused in run_ranks(_in_a_callback, 2):
+        assert found == [True, True]
+        assert "own thread" in refused
+
+
+def _inference(rank: int) -> tuple[int, float, float]:
+    with torch.inference_mode():
+        x = torch.ones(200, 300).t()
+        work = dd.all_reduce(x, codec="int8", async_op=True, min_bytes=0)
+        work.wait()
+        return x.numel(), x.min().item(), x.max().item()
+
+
+def test_what_has_gaps_and_belongs_to_inference_mode_is_written_in_any_thread() -> None:
+    assert run_ranks(_inference, 2) == [(60000, 2.0, 2.0)] * 2

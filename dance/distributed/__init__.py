@@ -4,6 +4,7 @@ import dance.distributed as dd
 dd.all_reduce(t, codec="int8")
 """
 
+from dance.distributed.kept import links, policy, probe, stats
 from dance.distributed.verbs import (
     all_gather,
     all_gather_into_tensor,
@@ -13,7 +14,6 @@ from dance.distributed.verbs import (
     broadcast,
     neighbor_exchange,
     reduce_scatter_tensor,
-    stats,
 )
 from dance.distributed.work import CallStats, Work
 
@@ -26,7 +26,10 @@ __all__ = [
     "all_reduce_coalesced",
     "all_to_all_single",
     "broadcast",
+    "links",
     "neighbor_exchange",
+    "policy",
+    "probe",
     "reduce_scatter_tensor",
     "stats",
 ]

@@ -98,6 +98,7 @@ class Launch:
         work = Work(self.stats, self.tensors)
         pending = start(True)
         self._share()
+        del self.group  # gloo's thread, which drops ``done``, would wait for itself if it ended the group
 
         def done(future: Any) -> None:
             error = guarded(future.wait) or guarded(after)

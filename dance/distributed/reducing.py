@@ -161,11 +161,11 @@ def _direct(launch: Launch, op: Any, bundles: Sequence[_Bundle], settings: Setti
             _pay(bundle, settings.feedback)
     vector = Vector(tensors, tensors[0].device)
     average = op == _AVG
-    plain = _SUM if average else op
+    plain, world = _SUM if average else op, launch.member.world
 
     def after() -> None:
         if average:
-            vector.values.div_(launch.member.world)
+            vector.values.div_(world)
         vector.give_back()
 
     return launch.direct(

@@ -121,9 +121,11 @@ class Submission:
         in_place = self.outputs[0] is self.input
         taken = given if in_place else Vector(self.outputs, device, read=False)
 
+        mean, world = self.mean, launch.member.world
+
         def after() -> None:
-            if self.mean:
-                taken.values.div_(launch.member.world)
+            if mean:
+                taken.values.div_(world)
             taken.give_back()
 
         return launch.direct(lambda later: start(launch.group, given.values, taken.values, later), after)

@@ -54,8 +54,10 @@ class Vector:
         return event
 
     def _write(self) -> None:
-        for place, tensor in zip(self._places(), self._tensors, strict=True):
-            tensor.copy_(place, non_blocking=True)
+        # The mode belongs to the caller's thread, and outside of it torch refuses to write to its tensors.
+        with torch.inference_mode(any(tensor.is_inference() for tensor in self._tensors)):
+            for place, tensor in zip(self._places(), self._tensors, strict=True):
+                tensor.copy_(place, non_blocking=True)
 
     def _places(self) -> list[torch.Tensor]:
         sizes = [tensor.numel() for tensor in self._tensors]

@@ -413,10 +413,3 @@ def neighbor_exchange(
         settings=settings,
         sends=bool(neighbors),
     ).run(codec, None, spread, on_device)
-
-
-def stats(group: dist.ProcessGroup | None = None) -> dict[str, Any]:
-    """Returns running totals of this rank in ``group``: calls, compressed, direct, under_min_bytes,
-    bytes_sent, bytes_received, raw_bytes, seconds, encode_s, decode_s, wire_s, nonfinite, by_codec.
-    """
-    return member_of(group)[1].totals.read()

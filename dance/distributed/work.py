@@ -16,12 +16,13 @@ class CallStats:
     """What one collective did at this rank.
 
     ``algorithm`` is that of `dance.plan` ("mixed": of a coalesced call); ``reason`` says why a direct one is
-    direct ("": asked for). ``bytes_sent`` and ``bytes_received`` count what went over the wire, headers
-    included; of a direct collective torch does not tell, so they are what its ring sends (`dance.plan`).
+    direct ("": asked for; "policy", "under min_bytes", "one rank", "dtype", "op"). ``bytes_sent`` and
+    ``bytes_received`` count what went over the wire, headers included; of a direct collective torch does not
+    tell, so they are what its ring sends (`dance.plan`).
     ``raw_bytes`` is what the same collective would have sent uncompressed. ``encode_s`` and ``decode_s`` are
     the seconds that coding took at this rank, ``wire_s`` those in which a payload was on its way to it (None
-    of a direct one), ``seconds`` all of it. ``nonfinite``: whether the input of some rank held NaN or
-    infinity; every rank is told (None of a direct one: nobody looked).
+    of a direct one), ``seconds`` all of it but the time in a queue. ``nonfinite``: whether the
+    input of some rank held NaN or infinity; every rank is told (None of a direct one: nobody looked).
     """
 
     collective: str
@@ -49,7 +50,6 @@ class Work:
         self._done = threading.Event()
         self._error: BaseException | None = None
         self._lock = threading.Lock()
-        self._ended = False
         self._future: torch.futures.Future[list[torch.Tensor]] | None = None
         self._event: torch.cuda.Event | None = None  # when results are on the GPU
 
@@ -78,7 +78,7 @@ class Work:
     def get_future(self) -> torch.futures.Future[list[torch.Tensor]]:
         """Returns a future of the list of tensors that hold the result, the same one every time."""
         with self._lock:
-            late = self._future is None and self._ended
+            late = self._future is None and self._done.is_set()
             if self._future is None:
                 devices: list[Any] = sorted({t.device.index for t in self._tensors if t.is_cuda})
                 self._future = torch.futures.Future(devices=devices or None)
@@ -94,11 +94,11 @@ class Work:
     def finish(self, error: BaseException | None, event: torch.cuda.Event | None = None) -> None:
         """Ends it, well or with ``error``; for whoever executes the collective."""
         with self._lock:
-            self._error, self._event, self._ended = error, event, True
+            self._error, self._event = error, event
+            self._done.set()  # first: callbacks of the future find it done
             future = self._future
         if future is not None:
             self._complete(future)
-        self._done.set()
 
     def _complete(self, future: torch.futures.Future[list[torch.Tensor]]) -> None:
         if self._error is not None:

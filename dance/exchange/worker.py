@@ -29,7 +29,15 @@ class Worker:
         self._tasks.put(task)
 
     def run(self, task: Callable[[], None]) -> None:
-        """Executes ``task`` in its turn and waits for it; in this thread, if nothing is before it."""
+        """Executes ``task`` in its turn and waits for it; in this thread, if nothing is before it.
+
+        RuntimeError in the worker's own thread (a callback of what it executes): it would wait for itself.
+        """
+        if threading.current_thread() is self._thread:
+            raise RuntimeError(
+                f"{self._name}: a call that waits, made in the group's own thread (a future's callback?), "
+                "would wait for itself; wait for the Work in the thread that started it and call there"
+            )
         with self._lock:
             here = self._pending == 0 and self._busy.acquire(blocking=False)
         if here:

@@ -19,7 +19,12 @@ _DWELL_ROUNDS = 20
 
 
 class Auto(Agreeing):
-    """Chooses among candidates, from least to most lossy (None: as `Candidates`), by what they will take.
+    """Chooses among candidates, from least to most lossy, by what they will take.
+
+    candidates: one list, or one for each kind of send; None: CANDIDATES for packets to peers,
+    WITHOUT_FEEDBACK or WITH_FEEDBACK for collectives. max_error bounds the error of one encoding of normal
+    data; None: 0.02 for collectives without feedback, 0.2 with one, no bound for packets. Within 0.2 of
+    WITH_FEEDBACK int4 is the most lossy: its sign and topk need a max_error of 0.603 and 0.957.
 
     objective "time": the least encode + wire + decode among candidates within ``max_error``, the error of one
     encoding of normal data. "error": the least lossy that fits ``budget_s``, or the send's own budget. None:
