@@ -97,7 +97,7 @@ def _plan(collective: str, c: Codec, numel: int, world: int, dtype: str) -> Plan
             chunks=len(chunks(c, (0, share))),
         )
     whole = _nbytes(c, (0, numel), dtype)
-    if collective == "all_reduce" and _two_shot(c, numel, world, dtype):
+    if collective == "all_reduce" and two_shot(c, numel, world, dtype):
         spans = shards(numel, world)
         sizes = [_nbytes(c, span, dtype) for span in spans]
         sent = max(sum(sizes) - own + peers * own for own in sizes)
@@ -125,7 +125,7 @@ def _aligned(numel: int) -> int:
     return -(-numel // SHARD_ALIGN) * SHARD_ALIGN
 
 
-def _two_shot(c: Codec, numel: int, world: int, dtype: str) -> bool:
+def two_shot(c: Codec, numel: int, world: int, dtype: str) -> bool:
     """Whether an all_reduce of a dense codec sends shards; with two ranks both ways send the same bytes."""
     return world > 2 and not isinstance(c, SPARSE) and c.packet_nbytes(numel, dtype) > ONE_SHOT_NBYTES
 

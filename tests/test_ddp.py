@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import dance
 from dance.ddp import CompressionState, PowerSGD
+from dance.distributed.member import member_of
 from dance.policy import Fixed, PerLayer
 
 OPTIONS: tuple[dict[str, Any], ...] = (
@@ -203,6 +204,35 @@ def _not_finite(rank: int) -> dict[str, bool]:
             and all(bool(torch.isfinite(each).all()) for each in kept)
             and all(bool(torch.isfinite(p).all()) for p in ddp.parameters())
         )
+    return answers
+
+
+def test_transport_without_gloo_and_noise_of_every_step() -> None:
+    for answers in run_ranks(_transport_and_noise, 2):
+        assert all(answers.values()), answers
+
+
+def _transport_and_noise(rank: int) -> dict[str, bool]:
+    answers = {}
+    member = member_of(None)[1]
+    member.over_host = False  # payloads by torch's collectives of raw bytes, as over NCCL
+    ddp = wrap(Terms())
+    state = dance.ddp.attach(ddp, "int8", min_bytes=0)
+    for step in range(2):
+        given = coefficients(rank, step)
+        if step == 0 and rank == 1:
+            given["conv.weight"][3, 2, 1, 0] = torch.inf
+        applied = backward(ddp, given)
+        answers[f"nan {step}"] = bool(applied["conv.weight"].isnan().all()) is (step == 0)
+    kept = state.state_dict()["residuals"]["residuals"].values()
+    answers["residuals"] = all(bool(torch.isfinite(each).all()) for each in kept)
+    answers["counted"] = state.stats()["nonfinite"] > 0
+    member.over_host = True
+
+    ddp = wrap(Terms())
+    dance.ddp.attach(ddp, "int2:rounding=stochastic", min_bytes=0, feedback=False)
+    twice = [backward(ddp, coefficients(rank, 0)) for _ in range(2)]
+    answers["noise"] = not torch.equal(twice[0]["conv.weight"], twice[1]["conv.weight"])
     return answers
 
 

@@ -263,6 +263,13 @@ def _coalesced(rank: int, world: int) -> None:
     assert after["compressed"] - before["compressed"] == 1
     assert mixed[1][7].item() == world / 2
     assert mixed[2][7].item() == pytest.approx(3.0 * world, rel=1e-2)
+    exact = [torch.arange(60000.0) + rank, torch.ones(100)]
+    work = dd.all_reduce_coalesced(exact, codec=["none", "int8"], min_bytes=0, async_op=True)
+    work.wait()
+    assert torch.equal(exact[0], world * torch.arange(60000.0) + sum(range(world)))
+    ring = plans.plan("all_reduce", "none", 60000, world).bytes_sent
+    # Shards end at multiples of 256 elements; a header and 100 elements as int8 for each message.
+    assert work.stats().bytes_sent <= ring + (world - 1) * (2 * 4 * 256 + 2 * 64 + 512)
     with pytest.raises(ValueError, match="a codec for each"):
         dd.all_reduce_coalesced(mixed, codec=["int8"])
     with pytest.raises(ValueError, match="one dtype"):

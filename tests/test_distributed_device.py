@@ -13,6 +13,7 @@ from test_distributed import RULES, _input, _small_rules, _tensor
 
 import dance
 import dance.distributed as dd
+from dance.distributed.device import DeviceCall
 from dance.distributed.member import member_of
 from dance.errors import NonFiniteError
 from dance.policy import Fixed, Outcome, Send
@@ -84,6 +85,101 @@ def _both_ways(rank: int, world: int) -> None:
 def test_the_device_transport_gives_the_bits_of_the_wire(world: int) -> None:
     assert RULES.chunk_numel % 256 == 0
     run_ranks(_both_ways, world, world)
+
+
+def _neighbors(rank: int, world: int) -> None:
+    """All others get the same payload, so one residual is what all of them are owed."""
+    others = [peer for peer in range(world) if peer != rank]
+    member = member_of(None)[1]
+    for member.over_host in (True, False):
+        for codec in ("topk:ratio=0.05", "int4:rounding=stochastic"):
+            feedback = dance.ErrorFeedback(codec)
+            x = _tensor(_input(rank, NUMEL))
+            outputs = [torch.empty(NUMEL) for _ in others]
+            options: Any = {"feedback": feedback, "key": "w", "async_op": True}
+            work = dd.neighbor_exchange(outputs, x, others, **options)
+            work.wait()
+            got: list[Any] = [None] * world
+            dist.all_gather_object(got, dict(zip(others, outputs, strict=True)))
+            sent = [got[peer][rank] for peer in others]
+            assert all(torch.equal(sent[0], each) for each in sent), (member.over_host, codec)
+            torch.testing.assert_close(sent[0] + feedback.residual("w"), x, atol=1e-6, rtol=0)
+            stats = work.stats()
+            assert stats.raw_bytes == len(others) * NUMEL * 4
+            assert stats.bytes_sent == stats.bytes_received > 0
+
+
+def _accounts(rank: int, world: int) -> None:
+    """Who sends is told from who receives, on either transport."""
+    member = member_of(None)[1]
+    for member.over_host in (True, False):
+        x = torch.ones(NUMEL)
+        work = dd.broadcast(x, group_src=1, codec="int8", min_bytes=0, async_op=True)
+        work.wait()
+        stats = work.stats()
+        assert (stats.bytes_sent > 0, stats.bytes_received > 0) == (rank == 1, rank != 1)
+        assert (stats.raw_bytes > 0) == (rank == 1)
+        around = [torch.empty(NUMEL)] if rank == 1 else []
+        sources = [0] if rank == 1 else []
+        work = dd.neighbor_exchange(
+            around, x, [1] if rank == 0 else [], sources=sources, codec="int8", async_op=True
+        )
+        work.wait()
+        stats = work.stats()
+        assert stats.raw_bytes == (4 * NUMEL if rank == 0 else 0)
+        assert (stats.bytes_sent > 0, stats.bytes_received > 0) == (rank == 0, rank == 1)
+
+
+def _uneven(rank: int, world: int) -> None:
+    """Inputs of both sides of min_bytes: ranks decide alike, by the codec alone."""
+    taken = [20000, 4000]
+    mine = taken[rank]
+    x = _tensor(_input(rank, 2 * mine))
+    expected = torch.empty(24000)
+    dist.all_to_all_single(expected, x, taken, [mine, mine])
+    for member_of(None)[1].over_host in (True, False):
+        out = torch.empty(24000)
+        work = dd.all_to_all_single(out, x, taken, [mine, mine], codec="int8", async_op=True)
+        work.wait()
+        assert work.stats().algorithm == "one-shot"
+        assert (out - expected).abs().max() <= 1.01 * expected.abs().max() / 254
+        for policy in ("auto", Fixed("int8")):
+            with pytest.raises(ValueError, match="policy"):
+                dd.all_to_all_single(out, x, taken, [mine, mine], codec=policy)
+
+
+def _looks(rank: int, world: int) -> None:
+    """What is not finite is told with "zero" as well, wherever it is; all encoded is looked at."""
+    _small_rules()
+    member_of(None)[1].over_host = False
+    looked_at = []
+    nonfinite = DeviceCall.nonfinite
+
+    def spy(call: DeviceCall, sections: Any) -> torch.Tensor:
+        looked_at.append(len(call._packets))
+        return nonfinite(call, sections)
+
+    DeviceCall.nonfinite = spy  # type: ignore[method-assign]
+    numel = 30000
+    for at in (None, 0, numel // 2, numel - 1):  # the shards of all ranks, so of the own one
+        x, wide, share = torch.ones(numel), torch.ones(world * numel), torch.empty(numel)
+        if at is not None and rank == 1:
+            x[at] = wide[at * world] = float("nan")
+        for work in (
+            dd.all_reduce(x, codec="int8", min_bytes=0, nonfinite="zero", async_op=True),
+            dd.reduce_scatter_tensor(share, wide, codec="int8", min_bytes=0, nonfinite="zero", async_op=True),
+        ):
+            work.wait()
+            assert work.stats().nonfinite is (at is not None)
+        assert torch.isfinite(x).all()
+        assert torch.isfinite(share).all()
+    # To the two others, the own shard and the sum of it; to the two others and the own share.
+    assert looked_at == [4, 3] * 4
+
+
+@pytest.mark.parametrize(("body", "world"), [(_neighbors, 3), (_accounts, 3), (_uneven, 2), (_looks, 3)])
+def test_the_transports_agree_on(body: Any, world: int) -> None:
+    run_ranks(body, world, world)
 
 
 class Timed(Fixed):

@@ -15,6 +15,7 @@ from test_distributed import RULES, _input, _raw, _seeds, _small_rules, _tensor
 
 import dance
 import dance.distributed as dd
+from dance.distributed.residual import pay
 from dance.feedback import reshard
 
 NUMEL = 2777
@@ -124,6 +125,73 @@ def _changing(rank: int, world: int) -> None:
 @pytest.mark.parametrize("world", [2, 3])
 def test_a_change_of_codec_or_grouping_loses_nothing(world: int) -> None:
     run_ranks(_changing, world, world)
+
+
+def _sixteen(rank: int) -> None:
+    """Rank 0 pays uncompressed what it owes, rank 1 sends zeros: so what comes out is what rank 0 sent."""
+    numel = 20000
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for codec, min_bytes in (("none", 0), ("int8", 1 << 20)):
+            for gathers in (False, True):
+                feedback = dance.ErrorFeedback("int8")
+                owed = 1e-3 * _tensor(_input(0, numel))
+                x = torch.zeros(numel, dtype=dtype)
+                if rank == 0:
+                    x = _tensor(_input(1, numel)).to(dtype)
+                    feedback.put("residual", "w", owed.clone())
+                options = {"codec": codec, "feedback": feedback, "key": "w", "min_bytes": min_bytes}
+                came = x.clone()
+                if gathers:
+                    both = torch.empty(2 * numel, dtype=dtype)
+                    dd.all_gather_into_tensor(both, x, **options)
+                    came = both[:numel]
+                else:
+                    dd.all_reduce(came, **options)
+                if rank == 0:
+                    left = feedback.residual("w")
+                    gap = (x.double() + owed.double() - came.double() - left.double()).abs().max().item()
+                    assert gap <= 2.0**-24 * 8, (dtype, codec, gathers)  # of sums below 8
+                    assert bool(left.any()) is (dtype is not torch.float32)
+                    assert feedback.owes("w") is (dtype is not torch.float32)
+
+
+def test_what_16_bits_have_no_room_for_stays_owed() -> None:
+    run_ranks(_sixteen, 2)
+    x = torch.tensor([1.0, torch.inf, 65504.0], dtype=torch.float16)
+    owed = torch.full((3,), 100.0003)
+    pay(x, owed, 2.0)
+    assert x.tolist() == [201.0, torch.inf, torch.inf]
+    torch.testing.assert_close(owed, torch.tensor([0.0003, 100.0003, 100.0003]), atol=2e-5, rtol=0)
+
+
+def _noise(rank: int) -> None:
+    """A run's seed gives each call noise of its own, and the same calls the same noise."""
+
+    def outputs(seed: int, gathers: bool) -> list[torch.Tensor]:
+        group = dist.new_group()  # whose calls are counted from the start
+        found = []
+        for _ in range(3):
+            x = _tensor(_input(0, NUMEL))
+            out = x
+            options = {"codec": "int4:rounding=stochastic", "group": group, "min_bytes": 0, "seed": seed}
+            if gathers:
+                out = torch.empty(2 * NUMEL)
+                dd.all_gather_into_tensor(out, x, **options)
+            else:
+                dd.all_reduce(x, **options)
+            found.append(out)
+        return found
+
+    for gathers in (False, True):
+        first, again, other = (outputs(seed, gathers) for seed in (7, 7, 8))
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+        assert not torch.equal(first[0], first[1])
+        assert not torch.equal(first[1], first[2])
+        assert not torch.equal(first[0], other[0])
+
+
+def test_a_seed_without_feedback_gives_every_call_its_own_noise() -> None:
+    run_ranks(_noise, 2)
 
 
 def _interrupted(rank: int, world: int) -> tuple[np.ndarray, np.ndarray]:

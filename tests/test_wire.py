@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -291,3 +292,104 @@ def _inference(rank: int) -> tuple[int, float, float]:
 
 def test_what_has_gaps_and_belongs_to_inference_mode_is_written_in_any_thread() -> None:
     assert run_ranks(_inference, 2) == [(60000, 2.0, 2.0)] * 2
+
+
+# ------------------------------------------------------------------------------------------ calls that fail
+
+
+def _garbled_dgc(rank: int) -> tuple[float, float]:
+    group = dist.new_group(timeout=timedelta(seconds=4))
+    if rank == 1:
+        Outgoing.seal = _random  # type: ignore[method-assign]
+    start_s = time.monotonic()
+    try:
+        dd.all_reduce(torch.ones(NUMEL), codec="dgc:ratio=0.1", group=group)
+    except FrameError:
+        assert rank == 0
+    except PeerError:
+        assert rank == 1  # what it sent is never taken
+    seconds = time.monotonic() - start_s
+    Outgoing.seal = _SEAL  # type: ignore[method-assign]
+    with contextlib.suppress(PeerError):
+        dd.all_reduce(torch.ones(NUMEL), codec="int8", group=group)
+    end_s = time.monotonic() - start_s
+    dist.barrier()
+    return seconds, end_s
+
+
+def test_a_garbled_header_of_varying_size_is_told_at_once_and_nothing_hangs() -> None:
+    ranks = run_ranks(_garbled_dgc, 2)
+    assert ranks[0][0] < 3.0  # before the timeout
+    assert max(end_s for _, end_s in ranks) < 15.0
+
+
+def _refused(rank: int) -> list[str]:
+    group = dist.new_group(timeout=timedelta(seconds=5))
+    found = []
+    for _ in range(20):
+        with pytest.raises(PeerError) as caught:
+            dd.all_reduce(torch.ones(NUMEL), codec="int8" if rank else "int4", group=group)
+        found.append(str(caught.value))
+    dist.barrier()
+    return found
+
+
+def test_refusals_without_end_end() -> None:
+    """Each keeps its memory for good, so their number is bounded."""
+    for found in run_ranks(_refused, 2):
+        assert "expected" in found[0]
+        assert "of no more use" in found[-1]
+
+
+def _lost(rank: int) -> tuple[int, float, float]:
+    group = dist.new_group(timeout=timedelta(seconds=2))
+    dd.all_reduce(torch.ones(1 << 21), codec="int8", group=group)
+    work = None
+    if rank == 0:
+        work = dd.all_reduce(torch.ones(1 << 21), codec="int8", group=group, async_op=True)
+        with pytest.raises(PeerError, match="did not get through"):
+            work.wait()
+    dist.barrier()
+    if work is None:
+        return 0, 0.0, 0.0
+    return work.stats().bytes_sent, work.stats().encode_s, work.stats().seconds
+
+
+def test_a_call_that_lost_its_peer_tells_what_it_cost() -> None:
+    sent, encode_s, seconds = run_ranks(_lost, 2)[0]
+    assert sent > 1 << 21
+    assert encode_s > 0
+    assert seconds > 1.5
+
+
+def _interrupted(rank: int) -> int:
+    group = dist.new_group(timeout=timedelta(seconds=6))
+    numel = 1 << 20  # two parts, so that a thread receives
+    x = torch.ones(numel)
+    dd.all_reduce(x, codec="int8", group=group)
+    if rank == 0:
+        threading.Timer(0.7, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            dd.all_reduce(x, codec="int8", group=group)
+        x.fill_(5.0)
+        with pytest.raises(PeerError, match="KeyboardInterrupt"):
+            dd.all_reduce(torch.ones(numel), codec="int8", group=group)
+    else:
+        time.sleep(1.5)
+        with contextlib.suppress(PeerError):
+            dd.all_reduce(torch.ones(numel), codec="int8", group=group)
+    wrong = 0
+    for step in range(5):
+        y = torch.full((numel,), step + 1.0)
+        try:
+            dd.all_reduce(y, codec="bf16", group=group)
+        except PeerError:
+            continue
+        wrong += not torch.equal(y, torch.full_like(y, 2.0 * (step + 1)))
+    time.sleep(1.0)
+    dist.barrier()
+    return wrong + (rank == 0 and not torch.equal(x, torch.full_like(x, 5.0)))
+
+
+def test_what_an_interrupted_call_still_receives_spoils_nothing() -> None:
+    assert run_ranks(_interrupted, 2) == [0, 0]

@@ -16,6 +16,7 @@ import dance.distributed as dd
 from dance.codecs import DTYPES
 from dance.ddp.layout import Part
 from dance.ddp.state import NONE, Algorithm, CompressionState
+from dance.distributed.residual import pay
 from dance.powersgd import Matrix, PowerSGD
 
 _FLOATS = tuple(getattr(torch, name) for name in DTYPES)
@@ -146,8 +147,13 @@ def _encode(state: CompressionState, parts: Sequence[Part], *, compress: bool) -
 def _end(state: CompressionState, work: dd.Work, done: Future[list[torch.Tensor]]) -> None:
     """Counts the call, and makes NaN of all that was encoded together with a value that is not finite."""
     state.count(work)
+    stats = work.stats()
     for tensor in done.value():
-        if work.stats().nonfinite:
+        if stats.nonfinite_flag is not None:
+            if tensor.is_cuda:
+                stats.nonfinite_flag.record_stream(torch.cuda.current_stream(tensor.device))
+            tensor.masked_fill_(stats.nonfinite_flag != 0, torch.nan)
+        elif stats.nonfinite:
             tensor.fill_(torch.nan)
 
 
@@ -166,9 +172,9 @@ def _factor(state: CompressionState, parts: Sequence[Part], settings: PowerSGD) 
         else:
             if state.residuals.owes(part.name):  # what another codec has left
                 owed = state.residual(part.name, part.flat)
-                part.flat.add_(owed, alpha=world)
-                owed.zero_()
-                state.residuals.paid(part.name)
+                pay(part.flat, owed.view(-1), world)
+                if part.flat.dtype == torch.float32 and not owed.any():  # 16 bits have no room for all of it
+                    state.residuals.paid(part.name)
             dense.append(part.flat)
     futures = _encode(state, ruled, compress=True)
     if matrices or dense:

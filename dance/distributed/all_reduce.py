@@ -21,7 +21,7 @@ from dance.errors import NonFiniteError
 from dance.exchange.parts import Incoming, Outgoing, Part
 from dance.exchange.wire_call import NONFINITE
 from dance.packet import Packet
-from dance.plan import Span, chunks, plan, shards
+from dance.plan import Span, chunks, shards, two_shot
 
 _MESSAGE_NBYTES = 1 << 17  # packets share a message up to so many bytes
 
@@ -60,8 +60,8 @@ def rows_of(sections: Sequence[Section], world: int) -> list[Row]:
         for section in sections:
             numel = section.values.numel()
             dtype = str(section.values.dtype).removeprefix("torch.")
-            two_shot = plan("all_reduce", section.codec, numel, world, dtype=dtype).algorithm == "two-shot"
-            if two_shot is not sharded or numel == 0:
+            # Uncompressed sections, too: here they travel in messages like the others.
+            if numel == 0 or two_shot(section.codec, numel, world, dtype) is not sharded:
                 continue
             for piece in _pieces(section, world, sharded):
                 num_bytes = section.codec.packet_nbytes(piece.spans[0][1] - piece.spans[0][0], dtype)
@@ -100,6 +100,10 @@ class AllReduce:
         self._came: list[dict[int, list[Packet | None]]] = [{} for _ in self._rows]
 
     def run(self) -> None:
+        with self._call.ending(self._sections):
+            self._run()
+
+    def _run(self) -> None:
         call = self._call
         for source in self._peers:
             for phase, rank in ((0, self._rank), (1, source)):
@@ -117,7 +121,6 @@ class AllReduce:
             if mine:
                 call.wait_for(0, index, len(self._peers))
                 (self._add_and_send if row.sharded else self._add)(index, mine)
-        call.finish_with(self._sections)
 
     def _accept(self, message: Incoming) -> None:
         if message.phase == 0:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dance.distributed.section import Section
@@ -28,13 +29,19 @@ class Call(WireCall):
         self._stats = stats
         self._options = options
 
-    def finish_with(self, sections: Sequence[Section]) -> None:
-        """Waits for the rest and fills in the stats; raises PeerError or FrameError, and NonFiniteError at
-        all ranks where ``nonfinite`` is "raise" and any input was not finite.
+    @contextmanager
+    def ending(self, sections: Sequence[Section]) -> Iterator[None]:
+        """Around all that a collective does: waits for the rest when it is through, and fills in the stats
+        however it ends. Raises PeerError or FrameError, and NonFiniteError at all ranks where ``nonfinite``
+        is "raise" and any input was not finite.
         """
         stats = self._stats
         try:
+            yield
             self.finish()
+        except BaseException as error:
+            self.leave(error)
+            raise
         finally:
             stats.bytes_sent += self.bytes_sent
             stats.bytes_received += self.bytes_received

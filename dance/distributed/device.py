@@ -69,6 +69,7 @@ class DeviceCall:
         if stop > start:
             own = self._packet(section, EXACT, stop - start)
             section.encode_exact((start, stop), own)
+            self._packets.append(own)
             packets = self._trade(section, spans, [stop - start] * self.world)
             packets[self.rank] = own
             seed = section.packet_seed("sum", self.rank)
@@ -99,8 +100,9 @@ class DeviceCall:
         share = output.numel()
         spans = [(rank * share, (rank + 1) * share) for rank in range(self.world)]
         packets = self._trade(section, spans, [share] * self.world)
-        packets[self.rank] = self._packet(section, EXACT, share)
-        section.encode_own(spans[self.rank], packets[self.rank])
+        own = packets[self.rank] = self._packet(section, EXACT, share)
+        section.encode_own(spans[self.rank], own)
+        self._packets.append(own)
         if share:
             reduce([packets[rank] for rank in range(self.world)], mean=self.mean, out=output)
 
@@ -117,7 +119,10 @@ class DeviceCall:
         if self.rank == root:
             section.begin()
             self._encode(section, (0, numel), packet, "to all")
-        self._move(lambda: dist.broadcast(room, group=self.group, group_src=root), room.numel())
+        sent, received = (self.world - 1) * room.numel(), 0
+        if self.rank != root:
+            sent, received = 0, room.numel()
+        self._move(lambda: dist.broadcast(room, group=self.group, group_src=root), sent, received)
         packet.seed = section.packet_seed("to all", 0, rank=root)
         decode(packet, out=section.values)
 
@@ -128,6 +133,19 @@ class DeviceCall:
         for rank, packet in self._trade(section, given, taken).items():
             decode(packet, out=places[rank])
 
+    def neighbors(self, section: Section, targets: Sequence[int], places: dict[int, torch.Tensor]) -> None:
+        """Sends the section, encoded once, to ``targets``; decodes what comes from r into ``places[r]``."""
+        section.begin()
+        numel = section.values.numel()
+        one = self._room(section, (0, numel)) if targets else None
+        if one is not None:
+            self._encode(section, (0, numel), self._packet(section, section.codec, numel, one), "to all")
+        rooms = [one if rank in targets else None for rank in range(self.world)]
+        taken = [places[rank].numel() if rank in places else 0 for rank in range(self.world)]
+        for rank, packet in self._exchange(section, rooms, taken).items():
+            packet.seed = section.packet_seed("to all", 0, rank=rank)
+            decode(packet, out=places[rank])
+
     def nonfinite(self, sections: Sequence[Section]) -> torch.Tensor:
         """Returns, on the device, 1 where the input of any rank was not finite, else 0."""
         device = sections[0].values.device
@@ -135,7 +153,7 @@ class DeviceCall:
         bad = torch.tensor([found], dtype=torch.int32, device=device)
         flags = [packet._flags[:1] for packet in self._packets if packet._flags is not None]
         if flags:
-            bad = (torch.cat(flags) != _FINITE).any().to(torch.int32).view(1)
+            bad |= (torch.cat(flags) != _FINITE).any()
         dist.all_reduce(bad, dist.ReduceOp.MAX, group=self.group)
         return bad
 
@@ -155,27 +173,33 @@ class DeviceCall:
 
     def _trade(self, section: Section, given: Sequence[Span], taken: Sequence[int]) -> dict[int, Packet]:
         """Sends span r to rank r; returns the packets of ``taken[r]`` elements that came from the others."""
-        others = [rank for rank in range(self.world) if rank != self.rank]
-        to = [0] * self.world
-        of = [0] * self.world
-        for rank in others:
-            to[rank] = self._nbytes(section, given[rank][1] - given[rank][0])
-            of[rank] = self._nbytes(section, taken[rank])
-        device = section.values.device
-        sends = torch.empty(sum(to), dtype=torch.uint8, device=device)
-        came = torch.empty(sum(of), dtype=torch.uint8, device=device)
-        for rank, room in enumerate(torch.split(sends, to)):
-            if to[rank]:
-                span = given[rank]
+        rooms: list[torch.Tensor | None] = [None] * self.world
+        for rank, span in enumerate(given):
+            if rank != self.rank and span[1] > span[0]:
+                room = rooms[rank] = self._room(section, span)
                 packet = self._packet(section, section.codec, span[1] - span[0], room)
                 self._encode(section, span, packet, "to", rank)
-        self._move(lambda: dist.all_to_all_single(came, sends, of, to, group=self.group), sends.numel())
+        packets = self._exchange(section, rooms, taken)
+        for rank, packet in packets.items():
+            packet.seed = section.packet_seed("to", self.rank, rank=rank)
+        return packets
+
+    def _exchange(
+        self, section: Section, rooms: Sequence[torch.Tensor | None], taken: Sequence[int]
+    ) -> dict[int, Packet]:
+        """Sends ``rooms[r]`` to rank r; returns the packets of ``taken[r]`` elements that came."""
+        to = [0 if room is None else room.numel() for room in rooms]
+        of = [0 if rank == self.rank else self._nbytes(section, numel) for rank, numel in enumerate(taken)]
+        none = torch.empty(0, dtype=torch.uint8, device=section.values.device)
+        sends = torch.cat([none, *(room for room in rooms if room is not None)])
+        came = none.new_empty(sum(of))
+        self._move(
+            lambda: dist.all_to_all_single(came, sends, of, to, group=self.group), sends.numel(), came.numel()
+        )
         packets = {}
         for rank, payload in enumerate(torch.split(came, of)):
             if of[rank]:
-                packet = self._packet(section, section.codec, taken[rank], payload)
-                packet.seed = section.packet_seed("to", self.rank, rank=rank)
-                packets[rank] = packet
+                packets[rank] = self._packet(section, section.codec, taken[rank], payload)
         return packets
 
     def _encode(self, section: Section, span: Span, packet: Packet, phase: str, at: int = 0) -> None:
@@ -185,11 +209,11 @@ class DeviceCall:
     def _all_gather(self, room: torch.Tensor) -> list[torch.Tensor]:
         gathered = room.new_empty(self.world * room.numel())
         sent = (self.world - 1) * room.numel()
-        self._move(lambda: all_gather_into_tensor(gathered, room, group=self.group), sent)
+        self._move(lambda: all_gather_into_tensor(gathered, room, group=self.group), sent, sent)
         return list(torch.split(gathered, [room.numel()] * self.world))
 
-    def _move(self, start: Callable[[], Any], num_bytes: int) -> None:
-        """Moves bytes in the order of the stream."""
+    def _move(self, start: Callable[[], Any], sent: int, received: int) -> None:
+        """Moves bytes in the order of the stream; counts those for others and those from others."""
         if self.timed:
             _synchronize()
         start_s = time.monotonic()
@@ -197,8 +221,8 @@ class DeviceCall:
         if self.timed:
             _synchronize()
             self.stats.wire_s = (self.stats.wire_s or 0.0) + time.monotonic() - start_s
-        self.stats.bytes_sent += num_bytes
-        self.stats.bytes_received += num_bytes
+        self.stats.bytes_sent += sent
+        self.stats.bytes_received += received
 
     def _nbytes(self, section: Section, numel: int) -> int:
         payload_nbytes = section.codec.layout(numel, section.dtype)[1] if numel else 0

@@ -18,7 +18,7 @@ def execute_on_device(
     """Executes ``body``, which returns what it encoded.
 
     With ``nonfinite="raise"`` all ranks raise NonFiniteError if any input was not finite: at once on the CPU;
-    on CUDA in the next call of the group, for this one waits for nothing.
+    on CUDA in the next call of the group, for this one waits for nothing. With "zero" only the stats tell.
     """
     member = launch.member
     member.check_unread()
@@ -30,9 +30,16 @@ def execute_on_device(
         timed = any(choice.policy is not None for choice in launch.choices)
         call = DeviceCall(group=launch.group, stats=stats, mean=options.mean, timed=timed)
         sections = body(call)
-        if options.nonfinite == "raise" and sections:
-            member.unread = (stats.collective, call.nonfinite(sections))
-            if not launch.tensors[0].is_cuda:
+        if not sections:
+            return
+        flag = call.nonfinite(sections)
+        if flag.is_cuda:
+            stats.nonfinite_flag = flag
+        else:
+            stats.nonfinite = bool(flag.item())
+        if options.nonfinite == "raise":
+            member.unread = (stats.collective, flag)
+            if not flag.is_cuda:
                 member.check_unread()
 
     return launch.on_device(run)

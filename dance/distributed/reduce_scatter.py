@@ -26,6 +26,10 @@ class ReduceScatter:
         self._came: list[dict[int, Packet | None]] = []
 
     def run(self) -> None:
+        with self._call.ending([self._section]):
+            self._run()
+
+    def _run(self) -> None:
         call, section = self._call, self._section
         share = self._output.numel()
         spans = chunks(section.codec, (0, share))
@@ -58,7 +62,6 @@ class ReduceScatter:
             if len(packets) == call.world:  # else finish raises
                 reduce(packets, mean=self._mean, out=self._output[start:stop])
             call.decode_s.append(time.perf_counter() - start_s)
-        call.finish_with([section])
 
     def _accept(self, message: Incoming) -> None:
         self._came[message.index][message.source] = message.packets[0]

@@ -216,7 +216,7 @@ def _compressed(launch: Launch, mean: bool, bundles: Sequence[_Bundle], settings
                     residual=residual,
                     key=bundle.keys[0] or "",
                     seed=settings.seed or 0,
-                    step=step if settings.seed is None or feedback is not None else 0,
+                    step=step,
                     rank=member.rank,
                 )
             )

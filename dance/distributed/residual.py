@@ -65,20 +65,26 @@ def absorb(
 ) -> None:
     """Adds to ``x``, the tensors as one vector that is to go uncompressed, what is owed to it, in place.
 
-    Where x is not finite the residual stays as it was.
+    Where x is not finite the residual stays as it was; what a 16-bit x has no room for stays owed.
     """
     if any(feedback.owes(key) for key in keys):
         residual = Residual(feedback, keys, tensors, x.device)
         residual.before(x)
         residual.after((0, x.numel()), None)
-        x += residual.values
-        finite = torch.isfinite(x)
-        if finite.all():
-            residual.values.zero_()
-        else:
-            residual.values[finite] = 0.0
-        for key in keys:
-            feedback.paid(key)
+        pay(x, residual.values)
+        if not residual.values.any():
+            for key in keys:
+                feedback.paid(key)
+
+
+def pay(x: torch.Tensor, owed: torch.Tensor, scale: float = 1.0) -> None:
+    """Adds ``scale`` times ``owed`` to ``x`` of any floating dtype, in place, and leaves in ``owed`` what
+    rounding to that dtype has lost; where the sum is not finite, what was there.
+    """
+    total = x.float() + owed.float() * scale
+    x.copy_(total)
+    left = (total - x.float()) / scale
+    owed.copy_(torch.where(torch.isfinite(left), left, owed))
 
 
 def _joined(

@@ -41,6 +41,10 @@ class Spread:
     hold: bool = False
 
     def run(self) -> None:
+        with self.call.ending([self.section]):
+            self._run()
+
+    def _run(self) -> None:
         call, section = self.call, self.section
         for source, place in self.places.items():
             for index, span in enumerate(chunks(section.codec, (0, place.numel()))):
@@ -72,7 +76,6 @@ class Spread:
                     self._store(
                         self.own, (span[0] - lane.span[0], span[1] - lane.span[0]), message.packets[0]
                     )
-        call.finish_with([section])
 
     def _accept(self, message: Incoming) -> None:
         packet, place = message.packets[0], self.places[message.source]

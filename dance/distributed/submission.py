@@ -34,9 +34,9 @@ OnDevice: TypeAlias = "Callable[[DeviceCall, Section, torch.Tensor], None]"
 class Submission:
     """A collective of ``input`` into ``outputs``, which together are one vector; `run` executes it.
 
-    ``decided_by`` is the number of bytes that ``min_bytes`` is about. ``mean``: divide the sum by the ranks.
-    ``sends``: whether this rank's input goes anywhere. ``sums``: it is a sum or a mean that is asked for, or
-    no reduction; other reductions have no compressed way.
+    ``mean``: divide the sum by the ranks. ``targets``: how many ranks this one sends its input to, None: as
+    the collective has it. ``sums``: it is a sum or a mean that is asked for, or no reduction; other
+    reductions have no compressed way.
     """
 
     collective: str
@@ -44,7 +44,7 @@ class Submission:
     outputs: Sequence[torch.Tensor]
     settings: Settings
     mean: bool = False
-    sends: bool = True
+    targets: int | None = None
     sums: bool = True
 
     def run(
@@ -109,7 +109,7 @@ class Submission:
         feedback, keys = self.settings.feedback, self.settings.keys
         if feedback is not None:
             launch.member.worker.drain()  # what still encodes with a residual that is due here
-            if self.sends and feedback.owes(keys[0]):
+            if self.targets != 0 and feedback.owes(keys[0]):
                 source = source.clone(memory_format=torch.contiguous_format)
                 paid = Vector([source], _CPU)
                 paid.ready()
@@ -138,7 +138,9 @@ class Submission:
         number = member.next_call()
         options = Options(mean=self.mean, nonfinite=settings.nonfinite)
         stats.codec, stats.algorithm = str(choice.codec), "one-shot"
-        step = number if settings.seed is None else 0
+        if self.targets is not None:
+            stats.raw_bytes = self.targets * self.input.numel() * self.input.element_size()
+        step = number
         if feedback is not None:
             step = feedback.step(key)
             feedback.slot("residual", key, self.input.shape)  # refuses another shape before anything is sent
@@ -150,7 +152,7 @@ class Submission:
 
         def section_of() -> Section:
             residual = None
-            if feedback is not None and self.sends:
+            if feedback is not None and self.targets != 0:
                 residual = Residual(feedback, [key], [self.input], device)
             return Section(
                 codec=choice.codec,

@@ -283,7 +283,7 @@ def broadcast(
         input=tensor,
         outputs=[tensor],
         settings=settings,
-        sends=member.rank == root,
+        targets=None if member.rank == root else 0,
     ).run(
         codec,
         lambda own, x, out, later: dist.broadcast(x, group=own, group_src=root, async_op=later),
@@ -307,9 +307,18 @@ def all_to_all_single(
 ) -> Work | None:
     """Sends part r of ``input`` (along dimension 0) to rank r and leaves in ``output`` what came from each.
 
-    Without split sizes the parts are equal. The rank's own part stays as it is.
+    Without split sizes the parts are equal. The rank's own part stays as it is. With split sizes, which all
+    ranks then pass, ``min_bytes`` counts for nothing and a policy is refused: inputs differ in size, so that
+    ranks would not decide alike.
     """
     _, member = member_of(group)
+    if input_split_sizes is not None or output_split_sizes is not None:
+        min_bytes = 0
+        if policy_of(member, codec, feedback=False) is not None:
+            raise ValueError(
+                "all_to_all_single: with split sizes ranks would ask a policy about inputs of different "
+                f"sizes; pass a codec such as 'int8' or 'none', got {codec!r}"
+            )
     given = _splits("input", input, input_split_sizes, member.world)
     taken = _splits("output", output, output_split_sizes, member.world)
     settings = Settings(group=group, async_op=async_op, min_bytes=min_bytes, seed=seed, nonfinite=nonfinite)
@@ -403,13 +412,12 @@ def neighbor_exchange(
 
     def on_device(call: DeviceCall, section: Section, out: torch.Tensor) -> None:
         places = {rank: out[k * numel : (k + 1) * numel] for k, rank in enumerate(given)}
-        spans = [(0, numel if rank in neighbors else 0) for rank in range(call.world)]
-        call.all_to_all(section, spans, places)
+        call.neighbors(section, neighbors, places)
 
     return Submission(
         collective="neighbor_exchange",
         input=tensor,
         outputs=list(tensor_list) or [tensor.new_empty(0)],
         settings=settings,
-        sends=bool(neighbors),
+        targets=len(neighbors),
     ).run(codec, None, spread, on_device)

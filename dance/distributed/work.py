@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -22,7 +22,8 @@ class CallStats:
     ``raw_bytes`` is what the same collective would have sent uncompressed. ``encode_s`` and ``decode_s`` are
     the seconds that coding took at this rank, ``wire_s`` those in which a payload was on its way to it (None
     of a direct one), ``seconds`` all of it but the time in a queue. ``nonfinite``: whether the
-    input of some rank held NaN or infinity; every rank is told (None of a direct one: nobody looked).
+    input of some rank held NaN or infinity; every rank is told (None of a direct one: nobody looked). Of a
+    call on a GPU without gloo it is None, and ``nonfinite_flag`` a tensor there, of one element: not 0 if so.
     """
 
     collective: str
@@ -39,6 +40,7 @@ class CallStats:
     decode_s: float = 0.0
     wire_s: float | None = None
     nonfinite: bool | None = None
+    nonfinite_flag: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
 
 class Work:

@@ -17,6 +17,8 @@ from dance.exchange.arena import Arena
 from dance.exchange.traffic import Meters
 from dance.exchange.worker import Worker
 
+_MOST_KEPT = 16  # calls whose memory may be kept: who refuses more of them will not stop
+
 
 class Wire:
     """The peers of this rank, the group's timeout, memory, and meters of what came in.
@@ -35,7 +37,7 @@ class Wire:
         self.meter = LinkMeter()
         self.sending, self.receiving = Arena(), Arena()
         self._receivers: dict[int, Worker] = {}
-        self._kept: list[Any] = []  # what a refused peer may never take; gloo must not lose the memory
+        self._kept: dict[int, list[Any]] = {}  # by call: what a peer may never take; gloo must not lose it
 
     def send(self, buffer: torch.Tensor, target: int, tag: int) -> Any:
         return self._post("send", buffer, target, tag)
@@ -60,14 +62,20 @@ class Wire:
         except RuntimeError as error:
             raise self.breaks(what, error) from error
 
-    def breaks(self, what: str, error: Exception) -> PeerError:
+    def breaks(self, what: str, error: BaseException) -> PeerError:
         if self.broken is None:
-            reason = str(error).splitlines()[0]
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             self.broken = f"{what} did not get through ({reason}); the process group is of no more use"
         return PeerError(self.broken)
 
-    def keep(self, works: Sequence[Any]) -> None:
-        self._kept.extend(works)
+    def keep(self, number: int, what: Sequence[Any]) -> None:
+        """Keeps works and memory of call ``number`` for good; the group is of no more use after too many."""
+        self._kept.setdefault(number, []).extend(what)
+        if len(self._kept) >= _MOST_KEPT and self.broken is None:
+            self.broken = (
+                f"{len(self._kept)} calls were refused, here or by a peer, and their memory cannot be used "
+                "again; the process group is of no more use; do all ranks use the same codecs and sizes?"
+            )
 
     def receiver(self, source: int) -> Worker:
         if source not in self._receivers:

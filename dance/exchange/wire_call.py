@@ -57,19 +57,20 @@ class WireCall:
         self.peers = [rank for rank in range(wire.world) if rank != wire.rank]
         self._receiving_memory = wire.receiving
         self._sending_memory = wire.sending
+        if wire.broken is not None:
+            raise PeerError(wire.broken)
         self._receiving_memory.reset()
         self._sending_memory.reset()
         self._number = number & _CALL
         self._tag = _FIRST_TAG + number % _CALLS * _TAGS_A_CALL
         self._deadline_s = time.monotonic() + wire.timeout_s
-        if wire.broken is not None:
-            raise PeerError(wire.broken)
         self.flags = 0  # NONFINITE, REFUSED: of this rank and of all that it has heard
         self.nonfinite_at: list[int] = []  # ranks whose packets said so
         self._errors: dict[int, Exception] = {}  # by source; the first of each
         self._hearsay: dict[int, Exception] = {}  # the same of what others refused
         self._strangers: set[int] = set()  # sources that make another call, as it seems
         self._failure: Exception | None = None  # the group is of no more use
+        self._under_way = False  # from `start` until nothing is to be received or sent any more
         self._sends: list[tuple[Any, int]] = []
         self._announced: set[tuple[int, int]] = set()  # (phase, target)
         self._expected: dict[int, list[Incoming]] = {}
@@ -96,7 +97,8 @@ class WireCall:
         messages.append(Incoming(source, phase, index, parts, announced=first or varies))
 
     def start(self, accept: Callable[[Incoming], None]) -> None:
-        """Posts what may be posted and starts to receive."""
+        """Posts what may be posted and starts to receive; `finish` or `leave` has to follow."""
+        self._under_way = True
         for source, messages in self._expected.items():
             if messages[0].phase == 0:  # later phases may wait for what we send
                 self._gates[source] = []
@@ -142,12 +144,26 @@ class WireCall:
                 except PeerError as error:
                     self._failure = error
         if refused or self._failure is not None:
-            self._wire.keep([*refused, *self._sends, *self._sending_memory.abandon()])
+            self._keep([*refused, *self._sends, *self._sending_memory.abandon()])
         if self._failure is not None:
             raise self._failure
+        self._under_way = False
         for errors in (self._errors, self._hearsay):
             for source in sorted(errors):
                 raise errors[source]
+
+    def leave(self, error: BaseException) -> None:
+        """Gives up what was started and not finished: nothing more is accepted, the group is of no more use.
+
+        Threads may still receive and send until the timeout, so all memory is kept for them.
+        """
+        if not self._under_way:
+            return
+        broken = self._wire.breaks(f"{self._name}: call {self._number}", error)
+        with self._condition:
+            self._failure = self._failure or broken
+            self._condition.notify_all()
+        self._keep([self, *self._receiving_memory.abandon(), *self._sending_memory.abandon()])
 
     def observe(self) -> float:
         """Feeds the meters and returns the seconds in which anything was on the wire to this rank."""
@@ -207,6 +223,8 @@ class WireCall:
             last = k + 1 == len(messages) or messages[k + 1].announced
             if last and num_bytes:
                 self._intervals.append((message.phase, source, start_s, end_s, num_bytes))
+            if self._failure is not None:
+                return  # the results belong to the caller again
             accept(message)
             self._arrive(message)
 
@@ -335,12 +353,17 @@ class WireCall:
         self, messages: Sequence[Incoming], accept: Callable[[Incoming], None], *, posted: bool
     ) -> None:
         if posted:
-            self._wire.keep(self._receiving_memory.abandon())
-        self._wire.keep([message.header_work for message in messages if message.header_work is not None])
+            self._keep(self._receiving_memory.abandon())
+        self._keep([message.header_work for message in messages if message.header_work is not None])
         for message in messages:
             message.packets = [None] * len(message.parts)
             accept(message)
             self._arrive(message)
+
+    def _keep(self, what: Sequence[Any]) -> None:
+        if what:
+            with self._condition:
+                self._wire.keep(self._number, what)
 
     def _arrive(self, message: Incoming) -> None:
         with self._condition:
