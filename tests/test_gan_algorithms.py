@@ -14,13 +14,14 @@ import dance
 from dance.exchange import SimulatedExchange
 from dance.gan.acgan import Acgan
 from dance.gan.choice import Choice
-from dance.gan.config import AcganConfig, FlganConfig, MdganConfig, RunConfig
+from dance.gan.config import RunConfig
 from dance.gan.engine import build
 from dance.gan.flgan import Flgan, model_of
 from dance.gan.mdgan import Mdgan, swap_pairs
 from dance.gan.models import FlatModule
 from dance.gan.nodes import build_generator
 from dance.gan.optimizers import BlockAdam
+from dance.gan.settings import AcganConfig, FlganConfig, MdganConfig
 from dance.gan.standalone import Standalone
 
 SHAPE = (1, 4, 8)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dance.gan.config import AcganConfig, FlganConfig, MdganConfig, RunConfig
+from dance.gan.config import RunConfig
+from dance.gan.settings import AcganConfig, FlganConfig, MdganConfig
 
 if TYPE_CHECKING:
     from dance.gan.engine import Result as Result

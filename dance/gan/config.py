@@ -12,57 +12,24 @@ from typing import Any, Literal
 import dance
 from dance import topology
 from dance.bandwidth import parse_links
+from dance.gan.settings import (
+    OPTIMIZERS,
+    AcganConfig,
+    FlganConfig,
+    MdganConfig,
+    Optimizer,
+    at_least,
+    one_of,
+)
 
 ALGORITHMS = ("ac-gan", "md-gan", "fl-gan", "standalone")
-OPTIMIZERS = ("block-adam", "adam", "sgd")
 LAYOUTS = ("model-parallel",)
 PARTITIONS = ("iid", "classes:2", "dirichlet:0.2")
 
 Algorithm = Literal["ac-gan", "md-gan", "fl-gan", "standalone"]
-Optimizer = Literal["block-adam", "adam", "sgd"]
 
 # The bounds that the block of an int8 or sign packet has (docs/format.md).
 MIN_BLOCK, MAX_BLOCK = 32, 4096
-
-
-@dataclass(frozen=True, kw_only=True)
-class AcganConfig:
-    """What only ac-gan has."""
-
-    period: int = 1
-    """Rounds between two gossip exchanges (H)."""
-    step_size: float | None = None
-    """Consensus step of the gossip; None: the known good one of the codec (sign 0.5, int8 0.9, none 1.0)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MdganConfig:
-    """What only md-gan has (Hardy et al. 2019)."""
-
-    batches: int | None = None
-    """Batches the server makes a round (k); None: max(2, floor(ln N))."""
-    swap_epochs: int = 1
-    """Epochs between two swaps of discriminators (E); 0: never swap."""
-    d_optimizer: Optimizer = "adam"
-    """Optimizer of the discriminators; its state is reset when discriminators swap."""
-    image_codec: str = "none"
-    """Codec of the images that go down."""
-    feedback_codec: str = "none"
-    """Codec of the feedback that goes up."""
-    swap_codec: str = "none"
-    """Codec of a discriminator that moves to another node."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlganConfig:
-    """What only fl-gan has (federated averaging of whole GANs)."""
-
-    epochs: int = 1
-    """Local epochs between two averages (E); what is evaluated is the last average."""
-    d_optimizer: Optimizer = "adam"
-    """Optimizer of the workers' discriminators; its state stays at the worker."""
-    codec: str = "none"
-    """Codec of the models that go up and down."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,14 +159,14 @@ class RunConfig:
 
 def validate(config: RunConfig) -> None:
     """Check all that can be checked without data or processes. Raises ValueError naming value and remedy."""
-    _one_of("algorithm", config.algorithm, ALGORITHMS)
-    _one_of("layout", config.layout, LAYOUTS)
+    one_of("algorithm", config.algorithm, ALGORITHMS)
+    one_of("layout", config.layout, LAYOUTS)
     _check_topology(config)
-    _one_of("device", config.device, ("cpu",))
+    one_of("device", config.device, ("cpu",))
     for name in ("d_optimizer", "g_optimizer"):
-        _one_of(name, getattr(config, name), OPTIMIZERS)
-    for group, name in (("mdgan", config.mdgan.d_optimizer), ("flgan", config.flgan.d_optimizer)):
-        _one_of(f"{group}.d_optimizer", name, OPTIMIZERS)
+        one_of(name, getattr(config, name), OPTIMIZERS)
+    for group in (config.acgan, config.mdgan, config.flgan):
+        group.validate()
     counts = (
         "d_nodes",
         "g_nodes",
@@ -211,19 +178,12 @@ def validate(config: RunConfig) -> None:
         "threads",
     )
     for name in counts:
-        _at_least(name, getattr(config, name), 1)
-    _at_least("evaluate_images", config.evaluate_images, 2)  # one has no covariance
+        at_least(name, getattr(config, name), 1)
+    at_least("evaluate_images", config.evaluate_images, 2)  # one has no covariance
     for name in ("evaluate_every", "checkpoint_every", "seed"):
-        _at_least(name, getattr(config, name), 0)
-    _at_least("acgan.period", config.acgan.period, 1)
-    if config.acgan.step_size is not None and not 0 < config.acgan.step_size <= 1:
-        raise ValueError(f"acgan.step_size: {config.acgan.step_size} must be in (0, 1], for example 0.5")
+        at_least(name, getattr(config, name), 0)
     if not config.round_ms > 0:
         raise ValueError(f"round_ms: {config.round_ms} must be positive, for example 100")
-    _at_least("mdgan.swap_epochs", config.mdgan.swap_epochs, 0)
-    _at_least("flgan.epochs", config.flgan.epochs, 1)
-    if config.mdgan.batches is not None:
-        _at_least("mdgan.batches", config.mdgan.batches, 1)
     for name in ("d_learning_rate", "g_learning_rate"):
         if not 0 < getattr(config, name) < float("inf"):
             raise ValueError(f"{name}: {getattr(config, name)} must be positive, for example 0.001")
@@ -294,17 +254,6 @@ def under_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: unknown {value!r}; choose from {', '.join(choices)}")
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        flag = name.replace("_", "-")
-        raise ValueError(f"{name}: {value} must be at least {least}; for example --{flag} {max(least, 1)}")
-
-
 def _check_topology(config: RunConfig) -> None:
     if config.topology == "hub" or config.algorithm != "ac-gan":
         return
@@ -322,10 +271,8 @@ def _check_codecs(config: RunConfig) -> None:
         "gossip_codec": config.gossip_codec,
         "image_codec": config.image_codec,
         "feedback_codec": config.feedback_codec,
-        "mdgan.image_codec": config.mdgan.image_codec,
-        "mdgan.feedback_codec": config.mdgan.feedback_codec,
-        "mdgan.swap_codec": config.mdgan.swap_codec,
-        "flgan.codec": config.flgan.codec,
+        **config.mdgan.codec_texts,
+        **config.flgan.codec_texts,
     }
     for name, text in texts.items():
         if text is None:
