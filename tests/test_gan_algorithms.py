@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 
 import dance
 from dance.exchange import SimulatedExchange
-from dance.gan.acgan import Acgan
+from dance.gan.acgan import ModelParallel
 from dance.gan.choice import Choice
 from dance.gan.config import RunConfig
 from dance.gan.engine import build
@@ -25,7 +25,16 @@ from dance.gan.settings import AcganConfig, FlganConfig, MdganConfig
 from dance.gan.standalone import Standalone
 
 SHAPE = (1, 4, 8)
-TINY = RunConfig(d_nodes=2, batch_size=5, latent=6, g_widths=(9,), d_widths=(8, 7), r1=0.5, r1_every=2)
+TINY = RunConfig(
+    layout="model-parallel",
+    d_nodes=2,
+    batch_size=5,
+    latent=6,
+    g_widths=(9,),
+    d_widths=(8, 7),
+    r1=0.5,
+    r1_every=2,
+)
 HEADER = 64
 
 
@@ -62,7 +71,7 @@ def test_one_d_node_without_compression_is_standalone_bit_for_bit(solver: str, l
     alone = trained(replace(config, algorithm="standalone"), data=parts(config))
     nodes = trained(config, data=parts(config))
     assert isinstance(alone, Standalone)
-    assert isinstance(nodes, Acgan)
+    assert isinstance(nodes, ModelParallel)
     assert torch.equal(nodes.discriminators[1].net.theta, alone.d.net.theta)
     assert torch.equal(nodes.generators[0].net.theta, alone.g.net.theta)
     assert torch.equal(nodes.sample(7), alone.sample(7))
@@ -71,7 +80,7 @@ def test_one_d_node_without_compression_is_standalone_bit_for_bit(solver: str, l
 
 def test_uncompressed_gossip_with_step_one_makes_discriminators_equal() -> None:
     nodes = trained(replace(TINY, codec="none", d_nodes=3))
-    assert isinstance(nodes, Acgan)
+    assert isinstance(nodes, ModelParallel)
     first, *others = [d.net.theta for d in nodes.discriminators.values()]
     for other in others:
         torch.testing.assert_close(other, first, rtol=0, atol=1e-6)
@@ -81,7 +90,7 @@ def test_uncompressed_gossip_with_step_one_makes_discriminators_equal() -> None:
 def test_discriminators_stay_together_and_share_their_moments(topology: str) -> None:
     def spread(config: RunConfig) -> float:
         nodes = trained(config, rounds=30)
-        assert isinstance(nodes, Acgan)
+        assert isinstance(nodes, ModelParallel)
         thetas = torch.stack([d.net.theta for d in nodes.discriminators.values()])
         solvers = [d.solver for d in nodes.discriminators.values()]
         for solver in solvers:
@@ -98,7 +107,7 @@ def test_discriminators_stay_together_and_share_their_moments(topology: str) -> 
 
 def test_several_g_nodes_train_and_are_served_by_all_d_nodes() -> None:
     nodes = trained(replace(TINY, g_nodes=2))
-    assert isinstance(nodes, Acgan)
+    assert isinstance(nodes, ModelParallel)
     first, second = (g.net.theta for g in nodes.generators.values())
     assert not torch.equal(first, second)
     assert nodes.exchange.counts.of(1, "image").sent_messages == 2 * 6
@@ -108,7 +117,7 @@ def test_several_g_nodes_train_and_are_served_by_all_d_nodes() -> None:
 @pytest.mark.parametrize("g_nodes", [1, 2])
 def test_generators_of_ac_gan_follow_autograd_through_themselves_and_all_discriminators(g_nodes: int) -> None:
     config = replace(TINY, d_nodes=3, g_nodes=g_nodes, codec="none", g_optimizer="sgd", beta1=0.0)
-    nodes = Acgan(config, SimulatedExchange(config.num_nodes), parts(config))
+    nodes = ModelParallel(config, SimulatedExchange(config.num_nodes), parts(config))
     references = {g_id: build_generator(config, SHAPE, g_id) for g_id in nodes.generators}
     nodes.round(0)
     for g_id, reference in references.items():
@@ -129,8 +138,8 @@ def test_bytes_of_ac_gan_are_those_of_its_messages(topology: str) -> None:
     rounds, period, n = 34, 2, 3
     config = replace(TINY, d_nodes=n, topology=topology, acgan=AcganConfig(period=period))
     nodes = trained(config, rounds)
-    assert isinstance(nodes, Acgan)
-    batch, theta = 5 * 32, nodes.theta_shape[0]
+    assert isinstance(nodes, ModelParallel)
+    batch, theta = 5 * 32, nodes.discriminators[1].net.theta.numel()
     edges = 2 * n  # hub: up and down; ring of three: two neighbours each
     counts = nodes.exchange.counts
     turns = rounds // period
@@ -150,7 +159,7 @@ def test_with_auto_nodes_of_different_codecs_take_equal_steps_and_keep_the_mean(
     topology: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(TINY, d_nodes=4, topology=topology, codec="auto")
-    nodes = Acgan(config, SimulatedExchange(5), parts(config))
+    nodes = ModelParallel(config, SimulatedExchange(5), parts(config))
     taken = {
         0: "none",
         1: "sign",
@@ -160,14 +169,16 @@ def test_with_auto_nodes_of_different_codecs_take_equal_steps_and_keep_the_mean(
     }  # the relay's exactly: the mean moves by it
     monkeypatch.setattr(Choice, "codec", lambda choice, *_: dance.codec(taken[choice.node]))
     generator = torch.Generator().manual_seed(0)
+    gossip = nodes.team.gossip
+    assert gossip is not None
     thetas = [d.net.theta for d in nodes.discriminators.values()]
     for theta in thetas:
         theta.add_(torch.randn(theta.shape, generator=generator))
     x = torch.stack(thetas).double()
     for r in range(100):
-        (nodes._gossip_through_hub if topology == "hub" else nodes._gossip_with_neighbours)(r)
-    assert {str(gossip.codec) for gossip in nodes.gossips.values()} >= {"none", "sign:block=256"}
-    assert {gossip.step_size for gossip in nodes.gossips.values()} == {0.5}, "the least of the candidates"
+        nodes.team.aggregate(r)
+    assert {str(node.codec) for node in gossip.nodes.values()} >= {"none", "sign:block=256"}
+    assert {node.step_size for node in gossip.nodes.values()} == {0.5}, "the least of the candidates"
     y = torch.stack(thetas).double()
     assert float((y.mean(0) - x.mean(0)).norm() / x.norm(dim=1).mean()) <= 1e-6
     assert float((y - y.mean(0)).norm()) < 0.1 * float((x - x.mean(0)).norm())
@@ -176,12 +187,14 @@ def test_with_auto_nodes_of_different_codecs_take_equal_steps_and_keep_the_mean(
 @pytest.mark.parametrize("topology", ["hub", "ring"])
 def test_all_nodes_halve_in_the_round_in_which_they_ask_each_other(topology: str) -> None:
     config = replace(TINY, d_nodes=3, topology=topology)
-    nodes = Acgan(config, SimulatedExchange(4), parts(config))
-    nodes.gossips[2].pace.alarm = True  # as if its guard had fired
+    nodes = ModelParallel(config, SimulatedExchange(4), parts(config))
+    gossip = nodes.team.gossip
+    assert gossip is not None
+    gossip.nodes[2].pace.alarm = True  # as if its guard had fired
     for r in range(9):
-        assert {gossip.step_size for gossip in nodes.gossips.values()} == {0.5 if r < 8 else 0.25}
+        assert {node.step_size for node in gossip.nodes.values()} == {0.5 if r < 8 else 0.25}
         nodes.round(r)
-    assert not any(gossip.alarm for gossip in nodes.gossips.values())
+    assert not any(node.alarm for node in gossip.nodes.values())
 
 
 def test_sign_sends_25_times_fewer_gossip_bytes_than_none() -> None:
@@ -189,7 +202,7 @@ def test_sign_sends_25_times_fewer_gossip_bytes_than_none() -> None:
     sent = {}
     for codec in ("sign", "none"):
         nodes = trained(replace(wide, gossip_codec=codec), rounds=2)
-        assert isinstance(nodes, Acgan)
+        assert isinstance(nodes, ModelParallel)
         sent[codec] = nodes.exchange.counts.of(kind="gossip").sent_bytes
     assert sent["none"] >= 25 * sent["sign"]
 
@@ -199,15 +212,15 @@ def test_auto_takes_the_least_lossy_codec_that_fits(links: str, codec: str) -> N
     from dance.bandwidth import parse_links
 
     config = replace(TINY, codec="auto", simulate=True, links=links)
-    nodes = Acgan(config, SimulatedExchange(3, parse_links(links)), parts(config))
+    nodes = ModelParallel(config, SimulatedExchange(3, parse_links(links)), parts(config))
     for r in range(60):
         nodes.round(r)
     assert nodes.codecs(1)["gossip"] == codec
     assert nodes.codecs(0)["gossip"] == codec
     # Only changes are kept: the first sends, blind, and what followed the first measurement.
-    assert all(len(choice._policy.log) <= 6 for choice in nodes.choices.values())
+    assert all(len(choice._policy.log) <= 6 for choice in nodes.wires.choices.values())
     tensors, meta = nodes.state(1)
-    again = Acgan(config, SimulatedExchange(3, parse_links(links)), parts(config))
+    again = ModelParallel(config, SimulatedExchange(3, parse_links(links)), parts(config))
     again.restore(1, tensors, meta)
     assert again.state(1)[1] == meta
 

@@ -20,10 +20,11 @@ import torch.multiprocessing as mp
 
 from dance import checkpoint
 from dance.errors import DanceError
-from dance.gan import RunConfig, run
+from dance.gan import AcganConfig, RunConfig, run
 from dance.launch import launch
 
 TINY = RunConfig(
+    layout="model-parallel",
     d_nodes=2,
     batch_size=100,  # of 898 images: an epoch is 8 rounds
     latent=6,
@@ -34,6 +35,19 @@ TINY = RunConfig(
     simulate=True,
 )
 ALGORITHMS = ("ac-gan", "md-gan", "fl-gan", "standalone")
+# Switches after the second of its exchanges, whatever it measures.
+SWITCHING = replace(
+    TINY, layout="adaptive", acgan=AcganConfig(sync_period=5, switch_skew=1.0, switch_bytes=1.5)
+)
+LAYOUTS = {
+    "data-parallel": replace(TINY, layout="data-parallel", acgan=AcganConfig(sync_period=7)),
+    "choco": replace(TINY, layout="data-parallel", acgan=AcganConfig(g_sync="choco", sync_period=3)),
+    "gradients": replace(
+        TINY, layout="data-parallel", acgan=AcganConfig(g_sync="gradient", aggregation="gradient")
+    ),
+    "adaptive": SWITCHING,
+    "overlap": replace(TINY, topology="ring", acgan=AcganConfig(order="overlap", fake_batch_size=30)),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +120,17 @@ def test_40_rounds_are_20_and_20_resumed(algorithm: Any, tmp_path: Path) -> None
     assert_equal_states(tmp_path / "whole", tmp_path / "split", config.num_nodes)
     assert lines(tmp_path / "whole") == lines(tmp_path / "split")
     assert (tmp_path / "whole/samples.png").read_bytes() == (tmp_path / "split/samples.png").read_bytes()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_20_rounds_are_8_and_12_resumed_in_every_layout(layout: str, tmp_path: Path) -> None:
+    config = replace(LAYOUTS[layout], rounds=20)
+    whole = run(replace(config, out=str(tmp_path / "whole")))
+    run(replace(config, out=str(tmp_path / "split"), rounds=8))
+    run(RunConfig(resume=str(tmp_path / "split"), rounds=20))
+    assert_equal_states(tmp_path / "whole", tmp_path / "split", config.num_nodes)
+    assert lines(tmp_path / "whole")[-1] == lines(tmp_path / "split")[-1]
+    assert whole.summary.get("switched") == (10 if layout == "adaptive" else None)
 
 
 def test_a_resumed_ring_and_a_resumed_folder_elsewhere(tmp_path: Path) -> None:
@@ -185,6 +210,10 @@ def _real_and_simulated() -> list[tuple[str, RunConfig]]:
         ("ac-gan", replace(three, rounds=20)),
         ("ring", replace(three, topology="ring", gossip_codec="int8")),
         ("two-g", replace(TINY, g_nodes=2, d_nodes=2)),
+        *(
+            (name, replace(LAYOUTS[name], d_nodes=3, rounds=12))
+            for name in ("adaptive", "gradients", "overlap")
+        ),
         ("md-gan", replace(three, algorithm="md-gan", rounds=9)),
         ("fl-gan", replace(three, algorithm="fl-gan", rounds=9)),
     ]

@@ -23,9 +23,10 @@ from dance.gan.settings import (
 )
 
 ALGORITHMS = ("ac-gan", "md-gan", "fl-gan", "standalone")
-LAYOUTS = ("model-parallel",)
+LAYOUTS = ("model-parallel", "data-parallel", "adaptive")
 PARTITIONS = ("iid", "classes:2", "dirichlet:0.2")
 
+Layout = Literal["model-parallel", "data-parallel", "adaptive"]
 Algorithm = Literal["ac-gan", "md-gan", "fl-gan", "standalone"]
 
 # The bounds that the block of an int8 or sign packet has (docs/format.md).
@@ -46,8 +47,9 @@ class RunConfig:
     """Discriminator nodes, each with a private part of the data; standalone multiplies its batch by it."""
     g_nodes: int = 1
     """Generator nodes (more than one: ac-gan only; the first is the one that is evaluated)."""
-    layout: str = "model-parallel"
-    """Where G and D live: model-parallel (on different nodes)."""
+    layout: Layout = "model-parallel"
+    """Where G and D live (ac-gan): model-parallel (on different nodes), data-parallel (both at every worker)
+    or adaptive (data parallel until an exchange measures skewed data, model parallel from then on)."""
     topology: str = "hub"
     """Who gossips with whom: hub (relayed by G-Node 0), or D-Nodes in a ring, complete or other graph."""
     rounds: int = 2000
@@ -74,6 +76,10 @@ class RunConfig:
     """Learning rate of the discriminators."""
     g_learning_rate: float = 1e-3
     """Learning rate of the generators."""
+    d_decay_rounds: int = 0
+    """Rounds in which the discriminators' learning rate falls linearly to zero; 0: it does not."""
+    g_decay_rounds: int = 0
+    """Rounds in which the generators' learning rate falls linearly to zero; 0: it does not."""
     beta1: float = 0.5
     """First-moment decay of Adam and block Adam; momentum of sgd."""
     beta2: float = 0.999
@@ -121,7 +127,15 @@ class RunConfig:
     @property
     def num_nodes(self) -> int:
         """Nodes of the run: processes, when it is not simulated. Standalone is one node."""
-        return 1 if self.algorithm == "standalone" else self.g_nodes + self.d_nodes
+        if self.algorithm == "standalone":
+            return 1
+        return self.d_nodes + (self.g_nodes if self.has_hub else 0)
+
+    @property
+    def has_hub(self) -> bool:
+        """Whether node 0 is no D-Node; only data parallel workers that gossip all along a graph need none."""
+        gossips = self.acgan.g_sync == "choco" and self.topology != "hub"
+        return not (self.algorithm == "ac-gan" and self.layout == "data-parallel" and gossips)
 
     @property
     def folder(self) -> Path:
@@ -160,7 +174,6 @@ class RunConfig:
 def validate(config: RunConfig) -> None:
     """Check all that can be checked without data or processes. Raises ValueError naming value and remedy."""
     one_of("algorithm", config.algorithm, ALGORITHMS)
-    one_of("layout", config.layout, LAYOUTS)
     _check_topology(config)
     one_of("device", config.device, ("cpu",))
     for name in ("d_optimizer", "g_optimizer"):
@@ -180,7 +193,7 @@ def validate(config: RunConfig) -> None:
     for name in counts:
         at_least(name, getattr(config, name), 1)
     at_least("evaluate_images", config.evaluate_images, 2)  # one has no covariance
-    for name in ("evaluate_every", "checkpoint_every", "seed"):
+    for name in ("evaluate_every", "checkpoint_every", "seed", "d_decay_rounds", "g_decay_rounds"):
         at_least(name, getattr(config, name), 0)
     if not config.round_ms > 0:
         raise ValueError(f"round_ms: {config.round_ms} must be positive, for example 100")
@@ -200,6 +213,8 @@ def validate(config: RunConfig) -> None:
         raise ValueError(
             f"g_nodes: {config.algorithm} has one generator, got {config.g_nodes}; use --g-nodes 1"
         )
+    if config.algorithm == "ac-gan":
+        _check_layout(config)
     check_partition(config.partition)
     _check_codecs(config)
     _check_world_size(config)
@@ -265,12 +280,43 @@ def _check_topology(config: RunConfig) -> None:
         raise ValueError(f"topology: {graph} does not bring its nodes together; use hub or ring")
 
 
+def _check_layout(config: RunConfig) -> None:
+    one_of("layout", config.layout, LAYOUTS)
+    settings = config.acgan
+    if config.layout == "data-parallel" and config.g_nodes > 1:
+        raise ValueError(
+            f"g_nodes: data parallel workers have generators of their own, got {config.g_nodes}; "
+            "use --g-nodes 1 or --layout model-parallel"
+        )
+    if settings.attachment == "partition" and config.d_nodes < config.g_nodes:
+        raise ValueError(
+            f"acgan.attachment: partition leaves G-Nodes without a D-Node, {config.g_nodes} G-Nodes and "
+            f"{config.d_nodes} D-Nodes; use more --d-nodes or attachment all"
+        )
+    if config.layout == "adaptive" and settings.g_sync != "delta":
+        raise ValueError(
+            f"acgan.g_sync: the adaptive layout exchanges delta, got {settings.g_sync}; "
+            "use --layout data-parallel"
+        )
+    if config.layout == "data-parallel" and settings.g_sync == "delta" and settings.aggregation == "gradient":
+        raise ValueError(
+            "acgan.aggregation: g_sync delta exchanges discriminators too, so their gradients are not "
+            "averaged; use g_sync gradient or exact"
+        )
+    if not config.has_hub and settings.aggregation == "gradient":
+        raise ValueError(
+            "acgan.aggregation: gradients are averaged at a hub, which workers that gossip along a "
+            f"{config.topology} do not have; use --topology hub or aggregation parameters"
+        )
+
+
 def _check_codecs(config: RunConfig) -> None:
     texts = {
         "codec": config.codec,
         "gossip_codec": config.gossip_codec,
         "image_codec": config.image_codec,
         "feedback_codec": config.feedback_codec,
+        **config.acgan.codec_texts,
         **config.mdgan.codec_texts,
         **config.flgan.codec_texts,
     }
@@ -278,7 +324,9 @@ def _check_codecs(config: RunConfig) -> None:
         if text is None:
             continue
         if text == "auto":
-            if config.algorithm in ("md-gan", "fl-gan") and (name == "codec" or "." in name):
+            if config.algorithm in ("md-gan", "fl-gan") and (
+                name == "codec" or name.startswith(("md", "fl"))
+            ):
                 raise ValueError(
                     f"{name}: auto is for ac-gan; give {config.algorithm} a codec, for example int8"
                 )

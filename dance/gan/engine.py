@@ -24,15 +24,15 @@ from dance.data import ImageData, load
 from dance.errors import DanceError
 from dance.exchange import Exchange, ProcessGroupExchange, SimulatedExchange
 from dance.files import write_atomic, writing
-from dance.gan.acgan import Acgan
+from dance.gan.acgan import acgan
 from dance.gan.config import RunConfig, under_torchrun, validate
 from dance.gan.flgan import Flgan
 from dance.gan.mdgan import Mdgan
 from dance.gan.messages import Post
-from dance.gan.rows import Algorithm, gathered, line, summary
+from dance.gan.rows import Algorithm, Measuring, gathered, line, summary
 from dance.gan.standalone import Standalone
 from dance.launch import launch
-from dance.metrics import Evaluator
+from dance.metrics import Evaluation, Evaluator
 from dance.partition import partition
 from dance.report import Progress, RunWriter, read_metrics
 
@@ -185,7 +185,12 @@ def _under_torchrun(config: RunConfig, data: ImageData, parts: Sequence[Tensor])
 
 def build(config: RunConfig, exchange: Exchange, parts: Sequence[Tensor]) -> Algorithm:
     """The nodes of this process, under the algorithm's visible loop."""
-    kinds: dict[str, Any] = {"ac-gan": Acgan, "md-gan": Mdgan, "fl-gan": Flgan, "standalone": Standalone}
+    kinds: dict[str, Any] = {
+        "ac-gan": acgan,
+        "md-gan": Mdgan,
+        "fl-gan": Flgan,
+        "standalone": Standalone,
+    }
     algorithm: Algorithm = kinds[config.algorithm](config, exchange, parts)
     return algorithm
 
@@ -288,12 +293,21 @@ class _Run:
         if written and written[-1]["round"] == self.done:
             self.last = written[-1]
             return
-        evaluation = self.evaluator.evaluate(_drawn_from(self.algorithm.sample(self.config.evaluate_images)))
+        evaluation = self._evaluated(raw=False)
+        raw = self._evaluated(raw=True) if self.config.ema else evaluation
         self.last = line(rows, self.config, evaluation)
+        self.last |= {"fid_raw": raw.fid, "score_raw": raw.score}
+        if isinstance(self.algorithm, Measuring):
+            self.last |= self.algorithm.measured()
         self.last |= {"round": self.done, "wall_s": round(self.seconds, 3)}
         if self.config.simulate:
             self.last["virtual_s"] = max(self.exchange.elapsed_s(node) for node in self.exchange.nodes)
         self.writer.metrics(self.last)
+
+    def _evaluated(self, *, raw: bool) -> Evaluation:
+        """The averaged generator's images, or the raw one's."""
+        images = self.algorithm.sample(self.config.evaluate_images, raw=raw)
+        return self.evaluator.evaluate(_drawn_from(images))
 
     def _save(self) -> None:
         folder = self.config.folder / "checkpoints"

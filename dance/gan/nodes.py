@@ -15,7 +15,7 @@ from torch import Tensor
 from dance.gan import losses
 from dance.gan.config import RunConfig
 from dance.gan.models import FlatModule, seeded_discriminator, seeded_generator
-from dance.gan.optimizers import BlockAdam, Ema, Optimizer, Rates, optimizer
+from dance.gan.optimizers import BlockAdam, Ema, Optimizer, Rates, decayed, optimizer
 from dance.packet import derive_seed
 
 
@@ -51,24 +51,36 @@ class GNode:
         self.seed = config.seed
         self.batch_size = config.batch_size
         self.latent = config.latent
+        self.decay_rounds = config.g_decay_rounds
+        self._round = 0
         self._keys: list[int] = []
         self._output: Tensor | None = None
 
     def generate(self, round_index: int, keys: Sequence[int]) -> dict[int, Tensor]:
         """A batch of images for each key (a D-Node, or a batch's number); remembers how they came about."""
         noise = torch.cat([self._noise(round_index, key, self.batch_size) for key in keys])
+        self._round = round_index
         self._keys = list(keys)
         self._output = self.net.module(noise)
         return dict(zip(keys, torch.split(self._output.detach(), self.batch_size), strict=True))
 
     def absorb(self, feedback: Mapping[int, Tensor], num_images: int) -> None:
         """One step along the feedback: each key's gradient of the loss at its images; `num_images` in all."""
+        self.differentiate(feedback, num_images)
+        self.step(self._round)
+
+    def differentiate(self, feedback: Mapping[int, Tensor], num_images: int) -> None:
+        """Leaves in `net.gradient` the gradient along which `absorb` takes its step."""
         assert self._output is not None
         assert set(feedback) == set(self._keys)
         weight = torch.cat([feedback[key] for key in self._keys]).div_(num_images)
         self.net.backward(self._output, weight)
         self._output = None
-        self.solver.step(self.net.theta, self.net.gradient)
+
+    def step(self, round_index: int) -> None:
+        """One step along `net.gradient`."""
+        scale = decayed(round_index, self.decay_rounds)
+        self.solver.step(self.net.theta, self.net.gradient, scale)
         _keep_own_moment(self.solver)
         self.ema.update(self.net.theta)
 
@@ -114,6 +126,7 @@ class DNode:
         self.local_steps = config.local_steps
         self.r1 = config.r1
         self.r1_every = config.r1_every
+        self.decay_rounds = config.d_decay_rounds
         # Of the last step; unknown, and null in the report, until there was one.
         self.d_loss = math.nan
         self.g_loss = math.nan
@@ -121,15 +134,24 @@ class DNode:
     def local_update(self, round_index: int, fakes: Tensor) -> None:
         """The round's local steps: real batches of its own against the same `fakes` (n, c, h, w)."""
         for step in range(self.local_steps):
-            reals = self.batches.batch(round_index * self.local_steps + step)
-            logits = self.net.module(torch.cat([reals, fakes]))
-            real_logits, fake_logits = logits.split([len(reals), len(fakes)])
-            loss = losses.real_loss(real_logits) + losses.fake_loss(fake_logits)
-            self.d_loss = loss.item()
-            if self.r1 and round_index % self.r1_every == 0:
-                loss = loss + self.r1 * self.r1_every * losses.r1_penalty(self.net.module, reals)
-            self.net.backward(loss)
-            self.solver.step(self.net.theta, self.net.gradient)
+            self.differentiate(round_index, step, fakes)
+            self.step(round_index)
+
+    def differentiate(self, round_index: int, step: int, fakes: Tensor) -> None:
+        """Leaves in `net.gradient` the gradient of the round's local step number `step`."""
+        reals = self.batches.batch(round_index * self.local_steps + step)
+        logits = self.net.module(torch.cat([reals, fakes]))
+        real_logits, fake_logits = logits.split([len(reals), len(fakes)])
+        loss = losses.real_loss(real_logits) + losses.fake_loss(fake_logits)
+        self.d_loss = loss.item()
+        if self.r1 and round_index % self.r1_every == 0:
+            loss = loss + self.r1 * self.r1_every * losses.r1_penalty(self.net.module, reals)
+        self.net.backward(loss)
+
+    def step(self, round_index: int) -> None:
+        """One step along `net.gradient`."""
+        scale = decayed(round_index, self.decay_rounds)
+        self.solver.step(self.net.theta, self.net.gradient, scale)
 
     def end_round(self) -> None:
         """Close the round of an optimizer that shares nothing with other nodes."""

@@ -24,7 +24,8 @@ class Rates:
 class Optimizer(Protocol):
     """Moves a flat vector along a flat gradient; all state is a dict of tensors, changed in place."""
 
-    def step(self, theta: Tensor, gradient: Tensor) -> None: ...
+    def step(self, theta: Tensor, gradient: Tensor, scale: float = 1.0) -> None:
+        """One step, with `scale` times the learning rate."""
 
     def reset(self) -> None: ...
 
@@ -77,7 +78,7 @@ class BlockAdam(_State):
         self.counts = torch.zeros(3, dtype=torch.int64)  # steps, rounds, steps in this round
         super().__init__(m=self.m, v=self.v, squares=self.squares, counts=self.counts)
 
-    def step(self, theta: Tensor, gradient: Tensor) -> None:
+    def step(self, theta: Tensor, gradient: Tensor, scale: float = 1.0) -> None:
         rates = self.rates
         self.counts += torch.tensor([1, 0, 1])
         num_steps, num_rounds, _ = self.counts.tolist()
@@ -85,7 +86,7 @@ class BlockAdam(_State):
         self.squares += torch.stack([g.square().mean() for g in torch.split(gradient, self.sizes)])
         v, age = (self.v, num_rounds) if num_rounds else (self.moment_out(), 1)
         root = (v / (1 - rates.beta2**age)).sqrt() + rates.epsilon
-        scales = (rates.learning_rate / (1 - rates.beta1**num_steps) / root).tolist()
+        scales = (scale * rates.learning_rate / (1 - rates.beta1**num_steps) / root).tolist()
         for part, m, scale in zip(
             torch.split(theta, self.sizes), torch.split(self.m, self.sizes), scales, strict=True
         ):
@@ -114,14 +115,14 @@ class Adam(_State):
         self.count = torch.zeros(1, dtype=torch.int64)
         super().__init__(m=self.m, v=self.v, count=self.count)
 
-    def step(self, theta: Tensor, gradient: Tensor) -> None:
+    def step(self, theta: Tensor, gradient: Tensor, scale: float = 1.0) -> None:
         rates = self.rates
         self.count += 1
         num_steps = int(self.count)
         self.m.mul_(rates.beta1).add_(gradient, alpha=1 - rates.beta1)
         self.v.mul_(rates.beta2).addcmul_(gradient, gradient, value=1 - rates.beta2)
         root = (self.v.sqrt() / math.sqrt(1 - rates.beta2**num_steps)).add_(rates.epsilon)
-        theta.addcdiv_(self.m, root, value=-rates.learning_rate / (1 - rates.beta1**num_steps))
+        theta.addcdiv_(self.m, root, value=-scale * rates.learning_rate / (1 - rates.beta1**num_steps))
 
 
 class Sgd(_State):
@@ -132,9 +133,9 @@ class Sgd(_State):
         self.m = torch.zeros(numel)
         super().__init__(m=self.m)
 
-    def step(self, theta: Tensor, gradient: Tensor) -> None:
+    def step(self, theta: Tensor, gradient: Tensor, scale: float = 1.0) -> None:
         self.m.mul_(self.rates.beta1).add_(gradient)
-        theta.sub_(self.m, alpha=self.rates.learning_rate)
+        theta.sub_(self.m, alpha=scale * self.rates.learning_rate)
 
 
 def optimizer(name: str, sizes: Sequence[int], rates: Rates) -> Optimizer:
@@ -146,6 +147,11 @@ def optimizer(name: str, sizes: Sequence[int], rates: Rates) -> Optimizer:
     if name == "sgd":
         return Sgd(sum(sizes), rates)
     raise ValueError(f"optimizer: unknown {name!r}; choose block-adam, adam or sgd")
+
+
+def decayed(round_index: int, decay_rounds: int) -> float:
+    """What a learning rate is multiplied by: falls linearly from 1 to 0 in `decay_rounds`; 0: always 1."""
+    return max(0.0, 1.0 - round_index / decay_rounds) if decay_rounds else 1.0
 
 
 class Ema:

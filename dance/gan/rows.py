@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -38,6 +38,13 @@ class Algorithm(Protocol):
     def state(self, node: int) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
 
     def restore(self, node: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Measuring(Protocol):
+    """An algorithm that adds figures of its own to metrics.jsonl, known at node 0."""
+
+    def measured(self) -> dict[str, Any]: ...
 
 
 def gathered(exchange: Exchange, algorithm: Algorithm, post: Post, round_index: int) -> list[dict[str, Any]]:
@@ -135,7 +142,11 @@ def summary(config: RunConfig, last: Mapping[str, Any], interrupted: bool) -> di
         "bytes_sent_by_kind",
         "codecs",
         "fid",
+        "fid_raw",
         "score",
+        "score_raw",
+        "skew",
+        "switched",
         "class_histogram",
         "num_images",
         "num_real",

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Optimizer = Literal["block-adam", "adam", "sgd"]
+Order = Literal["fresh", "overlap"]
+Aggregation = Literal["parameters", "gradient"]
+Attachment = Literal["all", "partition"]
+GSync = Literal["delta", "choco", "gradient", "exact"]
 
 OPTIMIZERS = ("block-adam", "adam", "sgd")
 
@@ -19,12 +23,52 @@ class AcganConfig:
     """Rounds between two gossip exchanges (H)."""
     step_size: float | None = None
     """Consensus step of the gossip; None: the known good one of the codec (sign 0.5, int8 0.9, none 1.0)."""
+    order: Order = "fresh"
+    """When D-Nodes gossip: fresh (before they answer the generators) or overlap (while answers travel)."""
+    aggregation: Aggregation = "parameters"
+    """What D-Nodes average: parameters (gossip every H rounds) or the gradient (every step, at the hub)."""
+    gradient_codec: str = "int4"
+    """Codec of averaged gradients, both ways, or auto."""
+    attachment: Attachment = "all"
+    """Which G-Nodes a D-Node serves: all, or by partition one of them, in turn."""
+    rotate_every: int = 100
+    """With attachment partition: rounds until D-Nodes serve the next G-Node (R); 0: never."""
+    fake_batch_size: int | None = None
+    """Images a G-Node sends a D-Node a round; None: as many as the D-Node's own batch has."""
+    g_sync: GSync = "delta"
+    """Data parallel: how workers keep their generators together: delta (G and D every sync_period rounds),
+    choco (gossip every sync_period rounds), gradient (averaged every step, compressed) or exact (not)."""
+    sync_period: int = 100
+    """Data parallel: rounds between two exchanges of models."""
+    sync_codec: str = "int4"
+    """Data parallel: codec of exchanged models, or auto."""
+    switch_skew: float = 2.0
+    """Adaptive layout: the skew above which the run goes model parallel; see docs/results.md."""
+    switch_bytes: float = 16.0
+    """Adaptive layout: bytes a parameter of G and D that a worker exchanges before the run may switch."""
 
     def validate(self) -> None:
         """Raises ValueError naming value and remedy."""
-        at_least("acgan.period", self.period, 1)
+        for name in ("period", "sync_period"):
+            at_least(f"acgan.{name}", getattr(self, name), 1)
+        at_least("acgan.rotate_every", self.rotate_every, 0)
+        if self.fake_batch_size is not None:
+            at_least("acgan.fake_batch_size", self.fake_batch_size, 1)
+        one_of("acgan.order", self.order, get_args(Order))
+        one_of("acgan.aggregation", self.aggregation, get_args(Aggregation))
+        one_of("acgan.attachment", self.attachment, get_args(Attachment))
+        one_of("acgan.g_sync", self.g_sync, get_args(GSync))
         if self.step_size is not None and not 0 < self.step_size <= 1:
             raise ValueError(f"acgan.step_size: {self.step_size} must be in (0, 1], for example 0.5")
+        if not self.switch_skew >= 1:
+            raise ValueError(f"acgan.switch_skew: {self.switch_skew} must be at least 1 (no skew at all)")
+        if not 0 <= self.switch_bytes < float("inf"):
+            raise ValueError(f"acgan.switch_bytes: {self.switch_bytes} must be 0 or more, for example 16")
+
+    @property
+    def codec_texts(self) -> Mapping[str, str]:
+        """Its codecs by the names they have on the command line."""
+        return {"acgan.gradient_codec": self.gradient_codec, "acgan.sync_codec": self.sync_codec}
 
 
 @dataclass(frozen=True, kw_only=True)

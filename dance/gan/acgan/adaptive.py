@@ -1,0 +1,93 @@
+"""Adaptive AC-GAN: begins data parallel and goes model parallel, at an exchange, where the data is skewed.
+
+Per byte the data parallel layout is the better one while it teaches all that the workers' models have in
+common; under skewed data it then stops at a poor average, where the model parallel one goes on. So the hub
+measures at every exchange how far the workers disagree, for free (`FeedbackAverage.skew`), and says when to
+switch: after enough bytes, and only if the mean of its last measurements is above a threshold that was found
+by experiment (docs/results.md). The switch itself sends nothing but that one byte a node: after an exchange
+all nodes hold the same reference, and G-Nodes and D-Nodes go on from it, with a fresh Adam at the G-Nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from dance.exchange import Exchange
+from dance.gan.acgan.data_parallel import DataParallel
+from dance.gan.acgan.model_parallel import ModelParallel, Nodes
+from dance.gan.config import RunConfig
+from dance.gan.nodes import discriminator_net
+
+# The indicator of one exchange is noisy; so many of the last ones are averaged.
+_WINDOW = 5
+
+
+class Adaptive:
+    """`layout` is the one in use; `switched` the round after which it became the model parallel one."""
+
+    def __init__(self, config: RunConfig, exchange: Exchange, parts: Sequence[Tensor]) -> None:
+        self.config = config
+        self.exchange = exchange
+        self.parts = parts
+        self.layout: DataParallel | ModelParallel = DataParallel(config, exchange, parts)
+        self.skews: list[float] = []
+        self.switched: int | None = None
+
+    def round(self, round_index: int) -> None:
+        layout = self.layout
+        layout.round(round_index)
+        if isinstance(layout, DataParallel) and layout.exchanges(round_index):
+            assert layout.delta is not None
+            if layout.delta.average.skew is not None:  # here is the hub
+                self.skews = [*self.skews, layout.delta.average.skew][-_WINDOW:]
+            # One byte each way, as all nodes must agree.
+            if self.exchange.any(self._wants_to_switch(layout)):
+                self._switch(layout)
+                self.switched = round_index + 1
+
+    def _wants_to_switch(self, layout: DataParallel) -> bool:
+        """Asked of the hub; elsewhere no."""
+        if layout.delta is None or not self.skews:
+            return False
+        settings = self.config.acgan
+        enough = layout.delta.average.num_bytes >= settings.switch_bytes * layout.delta.reference.numel()
+        return enough and sum(self.skews) / len(self.skews) > settings.switch_skew
+
+    def _switch(self, layout: DataParallel) -> None:
+        """theta_i, its public copy and the hub's all begin as the reference, which all nodes hold."""
+        assert layout.delta is not None
+        discriminator = discriminator_net(self.config, tuple(self.parts[0].shape[1:]))
+        discriminator.theta.copy_(layout.delta.theta)
+        nodes = Nodes(
+            generators=layout.servers,
+            discriminators=layout.discriminators,
+            discriminator=discriminator,
+        )
+        self.layout = ModelParallel(self.config, self.exchange, self.parts, nodes=nodes, ways=layout.wires)
+
+    def measured(self) -> dict[str, Any]:
+        """What the report adds: the hub's last measurement, and the round after which the run switched."""
+        return {"skew": self.skews[-1] if self.skews else None, "switched": self.switched}
+
+    def sample(self, num_images: int, *, raw: bool = False) -> Tensor:
+        return self.layout.sample(num_images, raw=raw)
+
+    def losses(self, node: int) -> tuple[float, float] | None:
+        return self.layout.losses(node)
+
+    def codecs(self, node: int) -> dict[str, str]:
+        return self.layout.codecs(node)
+
+    def state(self, node: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, meta = self.layout.state(node)
+        return tensors, {"layout": meta, "skews": self.skews, "switched": self.switched}
+
+    def restore(self, node: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        if meta["switched"] is not None and isinstance(self.layout, DataParallel):
+            self._switch(self.layout)
+        self.switched = meta["switched"]
+        self.skews = list(meta["skews"]) or self.skews
+        self.layout.restore(node, tensors, meta["layout"])

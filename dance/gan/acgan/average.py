@@ -1,0 +1,144 @@
+"""The mean of one vector a worker, through the hub, compressed both ways with error feedback.
+
+    worker:  e_i += x_i;  q_i = C(e_i);  e_i -= q_i;  send q_i to the hub
+    hub:     u = e_s + mean of q_i;  p = C(u);  e_s = u - p;  send p to all
+    all:     take p for the mean
+
+What a codec could not send stays in e_i and e_s and is sent later (Karimireddy et al. 2019, both ways as in
+Tang et al. 2019). With codec none p is the mean itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import dance
+from dance.codecs import Codec
+from dance.exchange import Expected, Message
+from dance.gan.acgan.gossip import MOMENT
+from dance.gan.acgan.wires import HUB, NONE, Wires
+from dance.gan.messages import content, stamped
+from dance.packet import Packet, derive_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """What all nodes know after an average; `moment`: the mean second moment, where those travelled along."""
+
+    vector: Tensor
+    moment: Tensor | None
+
+
+class FeedbackAverage:
+    """Averages vectors of `numel` elements as messages of one `kind`; `followers` get the mean, too.
+
+    `num_moments` second moments travel along, uncompressed (0: none).
+    skew: at the hub, mean |q_i|^2 / |mean q_i|^2 of the last average: 1 where all agree, N where none do.
+    num_bytes: at the hub, what a worker has sent and received in all averages so far, headers included.
+    """
+
+    def __init__(
+        self, wires: Wires, numel: int, kind: str, *, followers: Sequence[int] = (), num_moments: int = 0
+    ) -> None:
+        self.wires = wires
+        self.numel = numel
+        self.kind = kind
+        self.num_moments = num_moments
+        self.followers = list(followers)
+        self.residuals = {
+            node: torch.zeros(numel) for node in wires.here if node == HUB or node in wires.d_ids
+        }
+        self.skew: float | None = None
+        self.num_bytes = 0.0
+
+    def mean(
+        self, vectors: Mapping[int, Tensor], turn: int, moments: Mapping[int, Tensor] | None = None
+    ) -> Mean:
+        """The mean of all workers' vectors, as every node of this process knows it; all nodes call it.
+
+        `vectors` and `moments` are those of the workers that live here. `turn` is a number that no other
+        average of this kind has.
+        """
+        ids, post = self.wires.d_ids, self.wires.post
+        outbox: list[Message] = []
+        for node, vector in vectors.items():
+            with post.computing(node):
+                packet = self._packet(node, vector, turn, [HUB])
+                outbox.append(Message(source=node, target=HUB, kind=self.kind, packet=packet))
+                if moments is not None and self.num_moments:
+                    packet = post.packet(moments[node], NONE, node, MOMENT, turn)
+                    outbox.append(Message(source=node, target=HUB, kind=MOMENT, packet=packet))
+        here = HUB in self.wires.here
+        arrived = self._deliver(outbox, [(node, HUB) for node in ids if here], turn)
+        outbox = []
+        if here:
+            with post.computing(HUB):
+                packets = self._relayed(arrived, turn)
+            targets = [*self.followers, *ids]
+            outbox = [
+                Message(source=HUB, target=target, kind=packet_kind, packet=packet)
+                for target in targets
+                for packet_kind, packet in packets.items()
+            ]
+        local = [node for node in (*self.followers, *ids) if node in self.wires.here]
+        arrived = self._deliver(outbox, [(HUB, node) for node in local], turn)
+        # All got the same packets, and the hub made them.
+        known = packets if here else {message.kind: message.packet for message in arrived}
+        moment = content(known[MOMENT]) if self.num_moments else None
+        return Mean(vector=content(known[self.kind]), moment=moment)
+
+    def state(self, node: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {"residual": self.residuals[node]} if node in self.residuals else {}
+        return tensors, {"skew": self.skew, "num_bytes": self.num_bytes} if node == HUB else {}
+
+    def restore(self, node: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        if node in self.residuals:
+            self.residuals[node].copy_(tensors["residual"])
+        if node == HUB:
+            self.skew, self.num_bytes = meta["skew"], meta["num_bytes"]
+
+    def _packet(self, node: int, vector: Tensor, turn: int, peers: Sequence[int]) -> Packet:
+        codec = self.wires.choices[node].codec(self.kind, self.numel, turn, peers)
+        seed = derive_seed(self.wires.post.seed, turn, node, self.kind, "packet")
+        return stamped(dance.encode_feedback(vector, self.residuals[node], codec, seed=seed), node, turn)
+
+    def _relayed(self, arrived: Sequence[Message], turn: int) -> dict[str, Packet]:
+        ids = self.wires.d_ids
+        total, energy = torch.zeros(self.numel), 0.0
+        for message in arrived:
+            if message.kind == self.kind:
+                q = content(message.packet)
+                energy += float(q.double().square().sum())
+                total += q
+        mean = total.div_(len(ids))
+        shared = float(mean.double().square().sum())
+        # Nothing moved, or the codec sent nothing: nobody disagrees.
+        self.skew = energy / len(ids) / shared if shared > 0 else 1.0
+        packets = {self.kind: self._packet(HUB, mean, turn, ids)}
+        moments = [content(message.packet) for message in arrived if message.kind == MOMENT]
+        if moments:
+            mean_moment = torch.stack(moments).mean(0)
+            packets[MOMENT] = self.wires.post.packet(mean_moment, NONE, HUB, MOMENT, turn)
+        self.num_bytes += sum(message.packet.nbytes for message in arrived) / len(ids)
+        self.num_bytes += sum(packet.nbytes for packet in packets.values())
+        return packets
+
+    def _deliver(
+        self, outbox: Sequence[Message], edges: Sequence[tuple[int, int]], turn: int
+    ) -> list[Message]:
+        expected = []
+        for source, target in edges:
+            codec = self.wires.choices[target].expected(self.kind)
+            kinds: list[tuple[str, int, Codec | None]] = [(self.kind, self.numel, codec)]
+            if self.num_moments:
+                kinds.append((MOMENT, self.num_moments, NONE))
+            expected += [
+                Expected(source=source, target=target, kind=kind, shape=(numel,), codec=each, round=turn)
+                for kind, numel, each in kinds
+            ]
+        return self.wires.exchange.deliver(outbox, expected)

@@ -1,0 +1,42 @@
+"""What all parts of one AC-GAN share: the exchange, the codecs of its nodes, and who is who."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import dance
+from dance.exchange import Exchange
+from dance.gan.choice import Choice
+from dance.gan.config import RunConfig
+from dance.gan.messages import Post
+
+# G-Node 0: the hub of gossip, of averages and of what data parallel workers exchange.
+HUB = 0
+NONE = dance.codec("none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wires:
+    """`choices` has the nodes of this process; `d_ids` are the D-Nodes, or workers, of the whole run."""
+
+    exchange: Exchange
+    post: Post
+    choices: dict[int, Choice]
+    g_ids: list[int]
+    d_ids: list[int]
+
+    @property
+    def here(self) -> tuple[int, ...]:
+        return self.exchange.nodes
+
+
+def wires(config: RunConfig, exchange: Exchange, image_numel: int) -> Wires:
+    """The wires of a run: G-Nodes (none where no hub is needed) come first, then D-Nodes."""
+    num_generators = config.num_nodes - config.d_nodes
+    return Wires(
+        exchange=exchange,
+        post=Post(exchange=exchange, seed=config.seed),
+        choices={node: Choice(config, exchange, node, image_numel) for node in exchange.nodes},
+        g_ids=list(range(num_generators)),
+        d_ids=list(range(num_generators, config.num_nodes)),
+    )
