@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import softplus
 
 from dance.gan.config import RunConfig
 from dance.gan.losses import r1_penalty
-from dance.gan.models import Discriminator, FlatModule, Generator
 from dance.gan.nodes import Batches, build_discriminator, build_generator
 
 CONFIG = RunConfig(batch_size=4, latent=5, g_widths=(7,), d_widths=(6, 5), r1=0.5)
@@ -25,51 +23,12 @@ def batches(size: int = 4, count: int = 12) -> Batches:
     return Batches(images=images(count), size=size, seed=3, node=1)
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 7), (1, 1, 2)])
-def test_networks_take_images_of_any_size(shape: tuple[int, ...]) -> None:
-    made = Generator(5, (7,), shape)(torch.zeros(3, 5))
-    assert made.shape == (3, *shape)
-    assert Discriminator(shape, (6,))(made).shape == (3, 1)
-
-
-def test_no_network_normalises_over_the_batch() -> None:
-    for module in (*Discriminator((1, 8, 8), (6,)).modules(), *Generator(5, (7,), (1, 8, 8)).modules()):
-        assert not isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))
-
-
-def test_flat_module_shares_memory_in_name_order() -> None:
-    module = Discriminator((1, 3, 5), (6,))
-    named = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-    flat = FlatModule(module)
-    expected = torch.cat([named[name].reshape(-1) for name in sorted(named)])
-    assert torch.equal(flat.theta, expected)
-    flat.theta.zero_()
-    assert all(bool((parameter == 0).all()) for parameter in module.parameters())
-
-
-def test_flat_gradient_is_that_of_autograd_and_replaces_the_last_one() -> None:
-    flat = FlatModule(Discriminator((1, 3, 5), (6,)))
-    for _ in range(2):
-        loss = softplus(flat.module(images())).mean()
-        parameters = [parameter for _, parameter in sorted(flat.module.named_parameters())]
-        expected = torch.autograd.grad(loss, parameters, retain_graph=True)
-        flat.backward(loss)
-        assert torch.equal(flat.gradient, torch.cat([g.reshape(-1) for g in expected]))
-
-
 def test_seeded_networks_are_equal_and_leave_torch_alone() -> None:
     before = torch.random.get_rng_state()
     first = build_discriminator(CONFIG, "sgd", batches())
     second = build_discriminator(CONFIG, "sgd", batches())
     assert torch.equal(first.net.theta, second.net.theta)
     assert torch.equal(torch.random.get_rng_state(), before)
-
-
-def test_r1_is_half_the_squared_gradient_of_a_linear_discriminator() -> None:
-    linear = nn.Sequential(nn.Flatten(), nn.Linear(15, 1))
-    weight = linear[1].weight
-    assert isinstance(weight, Tensor)
-    torch.testing.assert_close(r1_penalty(linear, images()), weight.square().sum() / 2)
 
 
 def test_r1_is_applied_every_so_many_rounds_times_so_many() -> None:

@@ -25,8 +25,13 @@ from dance.gan.settings import (
 ALGORITHMS = ("ac-gan", "md-gan", "fl-gan", "standalone")
 LAYOUTS = ("model-parallel", "data-parallel", "adaptive")
 PARTITIONS = ("iid", "classes:2", "dirichlet:0.2")
+LOSSES = ("non-saturating", "minimax", "lsgan", "hinge", "wgan-gp")
+MODELS = ("mlp", "dcgan", "sngan")
+NORMS = ("none", "spectral", "layer")
 
 Layout = Literal["model-parallel", "data-parallel", "adaptive"]
+Loss = Literal["non-saturating", "minimax", "lsgan", "hinge", "wgan-gp"]
+Norm = Literal["none", "spectral", "layer"]
 Algorithm = Literal["ac-gan", "md-gan", "fl-gan", "standalone"]
 
 # The bounds that the block of an int8 or sign packet has (docs/format.md).
@@ -72,10 +77,10 @@ class RunConfig:
     """Images in one batch of one node."""
     local_steps: int = 1
     """D steps in a round (L)."""
-    d_learning_rate: float = 1e-3
-    """Learning rate of the discriminators."""
-    g_learning_rate: float = 1e-3
-    """Learning rate of the generators."""
+    d_learning_rate: float | None = None
+    """Learning rate of the discriminators; None: the model's own (mlp 1e-3)."""
+    g_learning_rate: float | None = None
+    """Learning rate of the generators; None: the model's own (mlp 1e-3)."""
     d_decay_rounds: int = 0
     """Rounds in which the discriminators' learning rate falls linearly to zero; 0: it does not."""
     g_decay_rounds: int = 0
@@ -84,18 +89,36 @@ class RunConfig:
     """First-moment decay of Adam and block Adam; momentum of sgd."""
     beta2: float = 0.999
     """Second-moment decay of Adam and block Adam."""
+    loss: Loss = "non-saturating"
+    """The game: non-saturating, minimax, lsgan, hinge or wgan-gp (whose penalty takes the place of R1)."""
+    gradient_penalty: float = 10.0
+    """Weight of the penalty (|gradient of D between real and generated| - 1)^2; wgan-gp only."""
     r1: float = 0.5
     """Weight of the R1 penalty r1 / 2 * |gradient of D at a real image|^2; 0: none."""
     r1_every: int = 4
     """R1 is applied every so many rounds, times so many."""
     ema: float = 0.995
     """Decay a round of the averaged generator that is evaluated; 0: evaluate the raw one."""
+    model: str = "mlp"
+    """Networks of both sides: mlp, dcgan (from 8 x 8 pixels), sngan (residual, made for 32 x 32)."""
+    generator: str | None = None
+    """Another generator: one of those, or your own function as module:function (docs/tutorial.md)."""
+    discriminator: str | None = None
+    """Another discriminator, likewise."""
+    d_norm: Norm | None = None
+    """Norm of the discriminator: none, spectral or layer; None: the model's own (sngan: spectral)."""
     latent: int = 64
     """Length of a generator's noise vector."""
     g_widths: tuple[int, ...] = (256, 256)
-    """Hidden widths of the generator."""
+    """Hidden widths of an mlp generator."""
     d_widths: tuple[int, ...] = (256, 128)
-    """Hidden widths of the discriminator."""
+    """Hidden widths of an mlp discriminator."""
+    channels: int = 32
+    """Width of dcgan (at its largest map) and of sngan."""
+    conditional: bool = False
+    """Give labels to G and D: G draws one an image, which travels along; D-Nodes need labelled data."""
+    num_classes: int = 0
+    """Classes of a conditional run; 0: as many as the data has."""
     links: str | None = None
     """Simulated links: 10mbit,5ms (rate, delay), 10mbit/50mbit (up, down), a trace's file, or a synthetic
     trace such as steps:100,10@30s or markov:100,10@10s,seed=1 in Mbit/s (needs --simulate)."""
@@ -188,23 +211,34 @@ def validate(config: RunConfig) -> None:
         "local_steps",
         "r1_every",
         "latent",
+        "channels",
         "threads",
     )
     for name in counts:
         at_least(name, getattr(config, name), 1)
     at_least("evaluate_images", config.evaluate_images, 2)  # one has no covariance
-    for name in ("evaluate_every", "checkpoint_every", "seed", "d_decay_rounds", "g_decay_rounds"):
+    for name in (
+        "evaluate_every",
+        "checkpoint_every",
+        "seed",
+        "num_classes",
+        "d_decay_rounds",
+        "g_decay_rounds",
+    ):
         at_least(name, getattr(config, name), 0)
     if not config.round_ms > 0:
         raise ValueError(f"round_ms: {config.round_ms} must be positive, for example 100")
     for name in ("d_learning_rate", "g_learning_rate"):
-        if not 0 < getattr(config, name) < float("inf"):
-            raise ValueError(f"{name}: {getattr(config, name)} must be positive, for example 0.001")
+        rate = getattr(config, name)
+        if rate is not None and not 0 < rate < float("inf"):
+            raise ValueError(f"{name}: {rate} must be positive, for example 0.001")
     for name in ("beta1", "beta2", "ema"):
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(f"{name}: {getattr(config, name)} must be in [0, 1)")
-    if not 0 <= config.r1 < float("inf"):
-        raise ValueError(f"r1: {config.r1} must be 0 (no penalty) or positive")
+    for name in ("r1", "gradient_penalty"):
+        if not 0 <= getattr(config, name) < float("inf"):
+            raise ValueError(f"{name}: {getattr(config, name)} must be 0 (no penalty) or positive")
+    _check_models(config)
     if not all(width >= 1 for width in (*config.g_widths, *config.d_widths)):
         raise ValueError(
             f"g_widths {config.g_widths} and d_widths {config.d_widths}: every width must be at least 1"
@@ -307,6 +341,23 @@ def _check_layout(config: RunConfig) -> None:
         raise ValueError(
             "acgan.aggregation: gradients are averaged at a hub, which workers that gossip along a "
             f"{config.topology} do not have; use --topology hub or aggregation parameters"
+        )
+
+
+def _check_models(config: RunConfig) -> None:
+    one_of("loss", config.loss, LOSSES)
+    if config.d_norm is not None:
+        one_of("d_norm", config.d_norm, NORMS)
+    for name in ("model", "generator", "discriminator"):
+        text = getattr(config, name)
+        if text is not None and (name == "model" or ":" not in text):
+            one_of(name, text, MODELS)
+    if config.conditional:
+        raise ValueError("conditional: labels do not travel yet; drop --conditional")
+    if ":" in (config.discriminator or "") and config.d_norm is not None:
+        raise ValueError(
+            f"d_norm: {config.d_norm!r} does not reach into {config.discriminator}; build it in with "
+            "dance.gan.models.SpectralLinear and SpectralConv2d, and drop --d-norm"
         )
 
 

@@ -17,7 +17,7 @@ import dance
 from dance.exchange import Exchange, Expected, Message
 from dance.gan.config import RunConfig
 from dance.gan.messages import Post, content, resolve
-from dance.gan.models import Discriminator, Generator
+from dance.gan.models.build import seeded_discriminator, seeded_generator
 from dance.gan.nodes import Batches, DNode, GNode, build_discriminator, build_generator
 from dance.gan.standalone import local_round
 
@@ -149,7 +149,5 @@ def model_of(g: GNode, d: DNode) -> Tensor:
 
 def model_sizes(config: RunConfig, image_shape: Sequence[int]) -> list[int]:
     """Parameters of the generator and of the discriminator."""
-    with torch.device("meta"):
-        g = Generator(config.latent, config.g_widths, image_shape)
-        d = Discriminator(image_shape, config.d_widths)
-    return [sum(parameter.numel() for parameter in module.parameters()) for module in (g, d)]
+    nets = (seeded_generator(0, config, image_shape), seeded_discriminator(0, config, image_shape))
+    return [net.theta.numel() for net in nets]

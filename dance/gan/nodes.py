@@ -12,9 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dance.gan import losses
 from dance.gan.config import RunConfig
-from dance.gan.models import FlatModule, seeded_discriminator, seeded_generator
+from dance.gan.losses import gradient_penalty, loss_named, r1_penalty
+from dance.gan.models import FlatModule
+from dance.gan.models.build import (
+    d_learning_rate,
+    g_learning_rate,
+    seeded_discriminator,
+    seeded_generator,
+)
 from dance.gan.optimizers import BlockAdam, Ema, Optimizer, Rates, decayed, optimizer
 from dance.packet import derive_seed
 
@@ -123,10 +129,13 @@ class DNode:
         self.net = net
         self.solver = solver
         self.batches = batches
+        self.seed = config.seed
         self.local_steps = config.local_steps
-        self.r1 = config.r1
+        self.loss = loss_named(config.loss)
+        self.r1 = 0.0 if self.loss.penalised else config.r1
         self.r1_every = config.r1_every
         self.decay_rounds = config.d_decay_rounds
+        self.gradient_penalty = config.gradient_penalty if self.loss.penalised else 0.0
         # Of the last step; unknown, and null in the report, until there was one.
         self.d_loss = math.nan
         self.g_loss = math.nan
@@ -139,13 +148,18 @@ class DNode:
 
     def differentiate(self, round_index: int, step: int, fakes: Tensor) -> None:
         """Leaves in `net.gradient` the gradient of the round's local step number `step`."""
-        reals = self.batches.batch(round_index * self.local_steps + step)
+        number = round_index * self.local_steps + step
+        reals = self.batches.batch(number)
         logits = self.net.module(torch.cat([reals, fakes]))
         real_logits, fake_logits = logits.split([len(reals), len(fakes)])
-        loss = losses.real_loss(real_logits) + losses.fake_loss(fake_logits)
+        loss = self.loss.real(real_logits) + self.loss.fake(fake_logits)
         self.d_loss = loss.item()
         if self.r1 and round_index % self.r1_every == 0:
-            loss = loss + self.r1 * self.r1_every * losses.r1_penalty(self.net.module, reals)
+            loss = loss + self.r1 * self.r1_every * r1_penalty(self.net.module, reals)
+        if self.gradient_penalty:
+            pairs = reals[torch.arange(len(fakes)) % len(reals)]
+            penalty = gradient_penalty(self.net.module, pairs, fakes, self._mix(number, len(fakes)))
+            loss = loss + self.gradient_penalty * penalty
         self.net.backward(loss)
 
     def step(self, round_index: int) -> None:
@@ -160,10 +174,15 @@ class DNode:
     def feedback(self, images: Tensor) -> Tensor:
         """Gradient of the generator's loss at each image, of the images' shape; not averaged over them."""
         points = images.detach().requires_grad_(True)
-        loss = losses.generator_loss(self.net.module(points))
+        loss = self.loss.generator(self.net.module(points))
         self.g_loss = loss.item() / len(images)
         (gradient,) = torch.autograd.grad(loss, points)
         return gradient
+
+    def _mix(self, step: int, num_pairs: int) -> Tensor:
+        """Places between real and generated images at which wgan-gp looks at the gradient."""
+        seed = derive_seed(self.seed, step, self.node, "mix", "data")
+        return torch.rand(num_pairs, 1, 1, 1, generator=torch.Generator().manual_seed(seed))
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"theta": self.net.theta, **_prefixed("d_solver.", self.solver.state_dict())}
@@ -175,22 +194,20 @@ class DNode:
 
 def build_generator(config: RunConfig, image_shape: Sequence[int], node: int) -> GNode:
     """A G-Node; all of a run start from the same weights."""
-    net = seeded_generator(
-        derive_seed(config.seed, 0, 0, "w", "init"), config.latent, config.g_widths, image_shape
-    )
-    rates = Rates(learning_rate=config.g_learning_rate, beta1=config.beta1, beta2=config.beta2)
+    net = seeded_generator(derive_seed(config.seed, 0, 0, "w", "init"), config, image_shape)
+    rates = Rates(learning_rate=g_learning_rate(config), beta1=config.beta1, beta2=config.beta2)
     return GNode(node, net, optimizer(config.g_optimizer, net.sizes, rates), config)
 
 
 def discriminator_net(config: RunConfig, image_shape: Sequence[int]) -> FlatModule:
     """The discriminator, theta_0, that all D-Nodes of a run start from."""
-    return seeded_discriminator(derive_seed(config.seed, 0, 0, "theta", "init"), config.d_widths, image_shape)
+    return seeded_discriminator(derive_seed(config.seed, 0, 0, "theta", "init"), config, image_shape)
 
 
 def build_discriminator(config: RunConfig, solver: str, batches: Batches) -> DNode:
     """A D-Node with the optimizer named `solver`; all of a run start from the same weights."""
     net = discriminator_net(config, tuple(batches.images.shape[1:]))
-    rates = Rates(learning_rate=config.d_learning_rate, beta1=config.beta1, beta2=config.beta2)
+    rates = Rates(learning_rate=d_learning_rate(config), beta1=config.beta1, beta2=config.beta2)
     return DNode(batches.node, net, optimizer(solver, net.sizes, rates), batches, config)
 
 
