@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dance.bandwidth.generators import is_synthetic, parse_trace
+from dance.bandwidth.groups import of_nodes
 from dance.bandwidth.readers import read_trace
 from dance.bandwidth.trace import Trace
 from dance.bandwidth.units import BYTES_A_MEGABIT, parse_mbps, parse_seconds
@@ -81,6 +82,14 @@ class Links:
         return self.nodes.get(node, self.default)
 
 
-def parse_links(text: str | None) -> Links:
-    """Returns one link for all nodes from a text (`parse_link`); None is links without limit."""
-    return Links() if text is None else Links(default=parse_link(text))
+def parse_links(text: str | None, num_nodes: int | None = None) -> Links:
+    """Returns the access links of a text; None: without limit.
+
+    With ``num_nodes`` it may have clauses for groups of nodes (`of_nodes`), and nodes that no clause names
+    have no limit; without it is one link for everybody (`parse_link`).
+    """
+    if text is None:
+        return Links()
+    if num_nodes is None:
+        return Links(default=parse_link(text))
+    return Links(nodes=of_nodes(text, num_nodes, parse_link))

@@ -73,11 +73,16 @@ class LinkMeter:
     sizes do not differ, latency cannot be told from rate, and all of the time is charged to the rate. A
     change (dance.bandwidth.changes) shows in log(seconds / predicted), mostly within two or three deliveries
     where it is tenfold, later where it is small or noise is strong; what came before it is dropped.
+
+    With a ``backlog`` deliveries are judged when somebody asks, and of those that came since then only the
+    last so many: a simulation has thousands of links that nobody may ever ask for.
     """
 
-    def __init__(self, window: int = _WINDOW) -> None:
+    def __init__(self, window: int = _WINDOW, backlog: int = 0) -> None:
         if window < 2:
             raise ValueError(f"LinkMeter: expected a window of at least 2 deliveries, got {window}")
+        self._backlog = backlog
+        self._waiting: deque[tuple[int, float]] = deque(maxlen=backlog)
         self._sizes: deque[int] = deque(maxlen=window)
         self._times: deque[float] = deque(maxlen=window)
         self._detector = ChangeDetector()
@@ -85,10 +90,26 @@ class LinkMeter:
         self._latency_s = 0.0  # what is known of the latency from before the last change
         self._line: Line | None = None  # the fit, where it is up to date, and with the drift
         self._now: Line | None = None
-        self.num_observations = 0
-        self.num_changes = 0
-        self.changed_at = 0
+        self._num_observations = 0
+        self._num_changes = 0
+        self._changed_at = 0
+
+    @property
+    def num_observations(self) -> int:
+        """How many deliveries were judged."""
+        self._catch_up()
+        return self._num_observations
+
+    @property
+    def num_changes(self) -> int:
+        self._catch_up()
+        return self._num_changes
+
+    @property
+    def changed_at(self) -> int:
         """The first observation, counted from 0, of the link as it is now."""
+        self._catch_up()
+        return self._changed_at
 
     def observe(self, num_bytes: int, seconds: float) -> None:
         """Takes in a delivery of ``num_bytes`` that took ``seconds``; one without bytes says nothing."""
@@ -96,18 +117,28 @@ class LinkMeter:
             raise ValueError(f"LinkMeter: expected bytes >= 0 in seconds >= 0, got {num_bytes} in {seconds}")
         if num_bytes == 0:
             return
+        if self._backlog:
+            self._waiting.append((num_bytes, seconds))
+        else:
+            self._judge(num_bytes, seconds)
+
+    def _catch_up(self) -> None:
+        while self._waiting:
+            self._judge(*self._waiting.popleft())
+
+    def _judge(self, num_bytes: int, seconds: float) -> None:
         # A simulated link without limit takes no time: fast beyond measure, and yet measured.
         seconds = max(seconds, _TICK_S)
         self._sizes.append(num_bytes)
         self._times.append(seconds)
         self._line = self._now = None
-        self.num_observations += 1
+        self._num_observations += 1
         if self._reference is None:
             self._reference = self._fitted()
         before = self._detector.length
         kept = self._detector.observe(_surprise(num_bytes, seconds, self._reference))
         changed = kept <= before
-        if changed or len(self._sizes) in _REVIEWS or self.num_observations % _REVIEW == 0:
+        if changed or len(self._sizes) in _REVIEWS or self._num_observations % _REVIEW == 0:
             line = self._fitted()
             if self._bends(line) and self._explains(line, kept if changed else 0):
                 kept = self._replay(line)
@@ -117,6 +148,7 @@ class LinkMeter:
 
     def estimate(self) -> LinkEstimate | None:
         """Returns all that the meter believes now, or None before the first delivery."""
+        self._catch_up()
         if not self._sizes:
             return None
         line = self._present()
@@ -136,15 +168,18 @@ class LinkMeter:
     @property
     def rate_mbps(self) -> float | None:
         """The rate in 10^6 bits a second, or None before the first delivery."""
+        self._catch_up()
         return mbps_of(self._present().slope_s) if self._sizes else None
 
     @property
     def latency_s(self) -> float:
         """The time of a delivery without bytes, 0 where it cannot be told from the rate."""
+        self._catch_up()
         return max(0.0, self._present().intercept_s) if self._sizes else 0.0
 
     def predict_s(self, num_bytes: int) -> float | None:
         """Returns how long ``num_bytes`` will take, or None before the first delivery."""
+        self._catch_up()
         return self._present().seconds(num_bytes) if self._sizes else None
 
     def _fitted(self) -> Line:
@@ -193,8 +228,8 @@ class LinkMeter:
 
     def _change(self, kept: int) -> None:
         """Drops all but the last ``kept`` deliveries; only the latency is still believed."""
-        self.num_changes += 1
-        self.changed_at = self.num_observations - kept
+        self._num_changes += 1
+        self._changed_at = self._num_observations - kept
         sizes, times = list(self._sizes), list(self._times)
         if kept >= len(sizes):
             return  # a slow one: the fit has forgotten already what came before it
@@ -207,6 +242,7 @@ class LinkMeter:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that the meter remembers, in numbers, strings, lists and dictionaries."""
+        self._catch_up()
         reference = self._reference
         return {
             "sizes": list(self._sizes),
@@ -214,13 +250,14 @@ class LinkMeter:
             "reference": None if reference is None else asdict(reference),
             "latency_s": self._latency_s,
             "detector": self._detector.state_dict(),
-            "num_observations": self.num_observations,
-            "num_changes": self.num_changes,
-            "changed_at": self.changed_at,
+            "num_observations": self._num_observations,
+            "num_changes": self._num_changes,
+            "changed_at": self._changed_at,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over the state of another meter, and goes on exactly as it would."""
+        self._waiting.clear()
         self._sizes.clear()
         self._sizes.extend(int(num_bytes) for num_bytes in state["sizes"])
         self._times.clear()
@@ -229,9 +266,9 @@ class LinkMeter:
         self._latency_s = float(state["latency_s"])
         self._detector.load_state_dict(state["detector"])
         self._line = self._now = None
-        self.num_observations = int(state["num_observations"])
-        self.num_changes = int(state["num_changes"])
-        self.changed_at = int(state["changed_at"])
+        self._num_observations = int(state["num_observations"])
+        self._num_changes = int(state["num_changes"])
+        self._changed_at = int(state["changed_at"])
 
 
 def _surprise(num_bytes: int, seconds: float, line: Line) -> float:

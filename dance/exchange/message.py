@@ -82,8 +82,11 @@ class Exchange(Protocol):
     def elapsed_s(self, node: int) -> float:
         """Returns seconds since the start, by the node's own clock."""
 
-    def compute(self, node: int, seconds: float) -> None:
-        """Tells the node's clock that it computed for ``seconds``; a real clock knows."""
+    def compute(self, node: int, seconds: float, share: float = 0.0) -> None:
+        """Tells the node's clock that it computed for ``seconds``; a real clock knows.
+
+        ``share``: of the node's training of this round; what a clock goes by that models it.
+        """
 
 
 def check_source(expect: Expected, sender: int, round_: int) -> None:

@@ -134,7 +134,7 @@ class ProcessGroupExchange:
     def elapsed_s(self, node: int) -> float:
         return time.monotonic() - self._start_s
 
-    def compute(self, node: int, seconds: float) -> None:
+    def compute(self, node: int, seconds: float, share: float = 0.0) -> None:
         """Does nothing: the clock on the wall knows."""
 
     # ------------------------------------------------------------------------------------------ the way out

@@ -8,7 +8,7 @@ began to arrive before it. Up and down overlap: a message does not wait to be co
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dance.bandwidth import Links
@@ -16,24 +16,32 @@ from dance.codecs import HEADER_NBYTES
 from dance.errors import FrameError, PeerError
 from dance.exchange.message import CONTROL, Expected, Message, check_boxes, check_source
 from dance.exchange.traffic import Meters, Traffic, raw_nbytes
-from dance.header import parse_header
+from dance.header import Header, parse_header
 from dance.packet import Packet
+
+_BACKLOG = 64  # deliveries of a link that its meter remembers when it is asked; it fits the last 24
 
 
 class SimulatedExchange:
     """Delivers between ``num_nodes`` nodes of this process over ``links`` (None: without limit).
 
-    Payloads are passed by reference: receivers must not write into them.
+    Payloads are passed by reference: receivers must not write into them. ``computing`` (node, round) says
+    how many seconds a node trains in a round: then the clocks are the same in every run. Without it they take
+    the seconds that were measured.
     """
 
-    def __init__(self, num_nodes: int, links: Links | None = None) -> None:
+    def __init__(
+        self, num_nodes: int, links: Links | None = None, computing: Callable[[int, int], float] | None = None
+    ) -> None:
         if num_nodes < 1:
             raise ValueError(f"exchange: expected at least 1 node, got {num_nodes}")
         self.num_nodes = num_nodes
         self.nodes = tuple(range(num_nodes))
         self.counts = Traffic()
         self._access = Links() if links is None else links
-        self._links = Meters()
+        self._computing = computing
+        self.round = 0  # which one nodes compute in; for whoever runs them to set
+        self._links = Meters(_BACKLOG)
         self._clock_s = [0.0] * num_nodes
         self._up_free_s = [0.0] * num_nodes  # until when the access link is busy with earlier messages
         self._down_free_s = [0.0] * num_nodes
@@ -47,9 +55,11 @@ class SimulatedExchange:
         check_boxes(outbox, expected, self.nodes, self.num_nodes)
         sent: dict[tuple[int, int, str], deque[Message]] = {}
         for message in outbox:
-            message.packet.header()  # refuses what could not be sent
             message.packet.sender = message.source
             sent.setdefault((message.source, message.target, message.kind), deque()).append(message)
+        # Refuses what could not be sent. One packet may go to many: its checksums are computed once.
+        packets = {id(message.packet): message.packet for message in outbox}
+        headers = {key: parse_header(packet.header()) for key, packet in packets.items()}
         pairs = []
         for expect in expected:
             queue = sent.get((expect.source, expect.target, expect.kind))
@@ -75,7 +85,7 @@ class SimulatedExchange:
             packet = message.packet
             num_bytes, raw_bytes = packet.nbytes, raw_nbytes(packet.numel, packet.dtype)
             try:
-                packet = _accepted(packet, expect)
+                packet = _accepted(packet, headers[id(packet)], expect)
             except (FrameError, PeerError) as refused:
                 error = error or refused
                 if not expect.drains(num_bytes - HEADER_NBYTES):
@@ -103,9 +113,12 @@ class SimulatedExchange:
     def elapsed_s(self, node: int) -> float:
         return self._clock_s[node]
 
-    def compute(self, node: int, seconds: float) -> None:
-        if not seconds >= 0.0:
-            raise ValueError(f"exchange: expected seconds of at least 0, got {seconds}")
+    def compute(self, node: int, seconds: float, share: float = 0.0) -> None:
+        for what, value in (("seconds", seconds), ("a share", share)):
+            if not value >= 0.0:
+                raise ValueError(f"exchange: expected {what} of at least 0, got {value}")
+        if self._computing is not None:
+            seconds = share * self._computing(node, self.round) if share else 0.0
         self._clock_s[node] += seconds
 
     def state_dict(self) -> dict[str, Any]:
@@ -157,10 +170,9 @@ class SimulatedExchange:
         self._clock_s = ends
 
 
-def _accepted(packet: Packet, expect: Expected) -> Packet:
+def _accepted(packet: Packet, header: Header, expect: Expected) -> Packet:
     """Returns the packet as its receiver sees it, after the checks that a process group makes."""
     check_source(expect, packet.sender, packet.round)
-    header = parse_header(packet.header())
     try:
         header.check((expect.codec, expect.shape, expect.dtype))
     except FrameError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 from dance.bandwidth import LinkMeter
@@ -12,6 +13,7 @@ from dance.codecs import Uncompressed
 _UNCOMPRESSED = Uncompressed()
 
 
+@lru_cache(maxsize=256)
 def raw_nbytes(numel: int, dtype: str) -> int:
     """Returns what a message of ``numel`` elements costs with codec none, its header included."""
     return _UNCOMPRESSED.packet_nbytes(numel, dtype)
@@ -99,11 +101,18 @@ class Meters(dict[tuple[int, int], LinkMeter]):
     """A meter for each link (source, target), kept at its receiving end.
 
     It is fed the bytes of a payload and the seconds that the payload took: what waits before it, the header
-    and the messages ahead, is no matter of the link.
+    and the messages ahead, is no matter of the link. ``backlog``: as that of a `LinkMeter`.
     """
 
+    def __init__(self, backlog: int = 0) -> None:
+        super().__init__()
+        self._backlog = backlog
+
     def observe(self, source: int, target: int, num_bytes: int, seconds: float) -> None:
-        self.setdefault((source, target), LinkMeter()).observe(num_bytes, seconds)
+        meter = self.get((source, target))
+        if meter is None:
+            meter = self[source, target] = LinkMeter(backlog=self._backlog)
+        meter.observe(num_bytes, seconds)
 
     def state_dict(self, node: int) -> list[dict[str, Any]]:
         """Returns the meters of the links to ``node``."""
@@ -116,5 +125,6 @@ class Meters(dict[tuple[int, int], LinkMeter]):
     def load_state_dict(self, state: Iterable[Mapping[str, Any]]) -> None:
         """Takes over the meters in ``state`` and leaves those of other links as they are."""
         for entry in state:
-            meter = self[int(entry["source"]), int(entry["target"])] = LinkMeter()
+            meter = LinkMeter(backlog=self._backlog)
+            self[int(entry["source"]), int(entry["target"])] = meter
             meter.load_state_dict(entry["meter"])

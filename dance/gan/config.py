@@ -12,6 +12,7 @@ from typing import Any, Literal
 import dance
 from dance import topology
 from dance.bandwidth import parse_links
+from dance.gan.computing import parse_computing
 from dance.gan.settings import (
     OPTIMIZERS,
     AcganConfig,
@@ -33,6 +34,7 @@ Layout = Literal["model-parallel", "data-parallel", "adaptive"]
 Loss = Literal["non-saturating", "minimax", "lsgan", "hinge", "wgan-gp"]
 Norm = Literal["none", "spectral", "layer"]
 Algorithm = Literal["ac-gan", "md-gan", "fl-gan", "standalone"]
+Stack = Literal["off", "on", "auto"]
 
 # The bounds that the block of an int8 or sign packet has (docs/format.md).
 MIN_BLOCK, MAX_BLOCK = 32, 4096
@@ -121,7 +123,16 @@ class RunConfig:
     """Classes of a conditional run; 0: as many as the data has."""
     links: str | None = None
     """Simulated links: 10mbit,5ms (rate, delay), 10mbit/50mbit (up, down), a trace's file, or a synthetic
-    trace such as steps:100,10@30s or markov:100,10@10s,seed=1 in Mbit/s (needs --simulate)."""
+    trace such as steps:100,10@30s or markov:100,10@10s,seed={node} in Mbit/s. Groups of nodes may differ:
+    "50mbit,5ms; 0: 1gbit; 3-5: slow.trace", or @FILE with such clauses (needs --simulate)."""
+    compute: str | None = None
+    """Virtual time that a node's training of one round takes, such as 20ms or 20ms,spread=0.5,jitter=0.1
+    (lognormal over nodes, and over rounds), by groups like links; None: measured here (needs --simulate)."""
+    stragglers: str | None = None
+    """With compute: how often and how much a node is slow in a round, such as 0.1x5, by groups like links."""
+    stack: Stack = "off"
+    """Compute the discriminators of simulated nodes together: off (bits of real nodes), on (equal to them up
+    to rounding), auto (on where that is known to be faster)."""
     simulate: bool = False
     """All nodes in this process, with the same bits as real ones."""
     resume: str | None = None
@@ -252,14 +263,7 @@ def validate(config: RunConfig) -> None:
     check_partition(config.partition)
     _check_codecs(config)
     _check_world_size(config)
-    try:
-        parse_links(config.links)
-    except ValueError as error:
-        raise ValueError(f"links: {error}") from None
-    if config.links is not None and not config.simulate and config.algorithm != "standalone":
-        raise ValueError(
-            f"links: {config.links!r} shapes simulated links only; add --simulate or drop --links"
-        )
+    _check_simulation(config)
 
 
 def check_partition(text: str) -> None:
@@ -301,6 +305,25 @@ def codec_text(text: str, image_numel: int) -> str:
 def under_torchrun() -> bool:
     """Whether torchrun, or anything that sets its variables, started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def _check_simulation(config: RunConfig) -> None:
+    one_of("stack", config.stack, ("off", "on", "auto"))
+    try:
+        parse_links(config.links, config.num_nodes)
+    except ValueError as error:
+        raise ValueError(f"links: {error}") from None
+    parse_computing(config.compute, config.stragglers, config.num_nodes, config.seed)
+    if config.simulate or config.algorithm == "standalone":
+        return
+    if config.links is not None:
+        raise ValueError(
+            f"links: {config.links!r} shapes simulated links only; add --simulate or drop --links"
+        )
+    if config.compute is not None:
+        raise ValueError(f"compute: {config.compute!r} is a virtual time; add --simulate or drop --compute")
+    if config.stack != "off":
+        raise ValueError(f"stack: {config.stack!r} is for nodes of one process; add --simulate or drop it")
 
 
 def _check_topology(config: RunConfig) -> None:

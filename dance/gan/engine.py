@@ -25,6 +25,7 @@ from dance.errors import DanceError
 from dance.exchange import Exchange, ProcessGroupExchange, SimulatedExchange
 from dance.files import write_atomic, writing
 from dance.gan.acgan import acgan
+from dance.gan.computing import parse_computing
 from dance.gan.config import RunConfig, under_torchrun, validate
 from dance.gan.flgan import Flgan
 from dance.gan.mdgan import Mdgan
@@ -90,7 +91,11 @@ def run(config: RunConfig) -> Result:
     if under_torchrun() and not config.simulate:
         return _under_torchrun(config, data, parts)
     if config.simulate or config.num_nodes == 1:
-        exchange = SimulatedExchange(config.num_nodes, parse_links(config.links))
+        count = config.num_nodes
+        computing = parse_computing(config.compute, config.stragglers, count, config.seed)
+        exchange = SimulatedExchange(
+            count, parse_links(config.links, count), None if computing is None else computing.seconds
+        )
         return _run(config, exchange, data, parts)
     return _in_processes(config)
 
@@ -116,6 +121,9 @@ def resumed(config: RunConfig) -> RunConfig:
         "resume",
         "simulate",
         "links",
+        "compute",
+        "stragglers",
+        "stack",
         "evaluate_every",
         "evaluate_images",
         "checkpoint_every",
@@ -260,6 +268,8 @@ class _Run:
         with Progress(config.rounds, start=self.done, title=title, show=shown) as progress:
             while self.done < config.rounds and not interrupted:
                 began = time.perf_counter()
+                if isinstance(self.exchange, SimulatedExchange):
+                    self.exchange.round = self.done
                 self.algorithm.round(self.done)
                 self.done += 1
                 if self.done % STOP_EVERY == 0:

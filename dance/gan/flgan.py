@@ -15,6 +15,7 @@ from torch import Tensor
 
 import dance
 from dance.exchange import Exchange, Expected, Message
+from dance.gan.computing import WHOLE
 from dance.gan.config import RunConfig
 from dance.gan.messages import Post, content, resolve
 from dance.gan.models.build import seeded_discriminator, seeded_generator
@@ -60,7 +61,7 @@ class Flgan:
 
     def round(self, round_index: int) -> None:
         for node, (g, d) in self.local.items():
-            with self.post.computing(node):
+            with self.post.computing(node, WHOLE):
                 local_round(g, d, round_index)
         if (round_index + 1) % self.period == 0:
             self._average(round_index)

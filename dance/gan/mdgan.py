@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from dance.exchange import Exchange, Expected
+from dance.gan.computing import ABSORB, GENERATE
 from dance.gan.config import RunConfig
 from dance.gan.messages import Post, content, resolve
 from dance.gan.nodes import Batches, DNode, GNode, build_discriminator, build_generator
+from dance.gan.workers import Workers
 from dance.packet import derive_seed
 
 SERVER = 0
@@ -60,13 +62,13 @@ class Mdgan:
             for node, part in zip(self.workers, parts, strict=True)
             if node in exchange.nodes
         }
+        self.team = Workers(config, self.post, self.local)
 
     def round(self, round_index: int) -> None:
         images = self._images(round_index)
-        for node, (_, d_images) in images.items():
-            with self.post.computing(node):
-                self.local[node].local_update(round_index, d_images)
-                self.local[node].end_round()
+        self.team.update(round_index, {node: d_images for node, (_, d_images) in images.items()})
+        for d in self.local.values():
+            d.end_round()
         self._feedback(round_index, images)
         if self.swap_every and (round_index + 1) % self.swap_every == 0:
             self._swap(round_index)
@@ -75,7 +77,7 @@ class Mdgan:
         """Server -> worker: (X_g, X_d), as one packet of both batches."""
         outbox = []
         if self.server is not None:
-            with self.post.computing(SERVER):
+            with self.post.computing(SERVER, GENERATE):
                 batches = self.server.generate(round_index, range(self.num_batches))
                 for node in self.workers:
                     both = torch.stack([batches[self._batch(node)], batches[self._batch(node + 1)]])
@@ -101,9 +103,9 @@ class Mdgan:
     def _feedback(self, round_index: int, images: Mapping[int, tuple[Tensor, Tensor]]) -> None:
         """Worker -> server: gradients at X_g; the server sums those of one batch and takes its step."""
         outbox = []
-        for node, (g_images, _) in images.items():
+        at = {node: [g_images] for node, (g_images, _) in images.items()}
+        for node, (gradient,) in self.team.feedback(at).items():
             with self.post.computing(node):
-                gradient = self.local[node].feedback(g_images)
                 outbox.append(
                     self.post.message(gradient, self.feedback_codec, node, SERVER, "feedback", round_index)
                 )
@@ -122,7 +124,7 @@ class Mdgan:
         ]
         inbox = self.exchange.deliver(outbox, expected)
         if self.server is not None:
-            with self.post.computing(SERVER):
+            with self.post.computing(SERVER, ABSORB):
                 total = {batch: torch.zeros(shape) for batch in range(self.num_batches)}
                 for message in inbox:
                     total[self._batch(message.source)] += content(message.packet)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -39,11 +39,23 @@ class Post:
         return Message(source=source, target=target, kind=kind, packet=packet)
 
     @contextmanager
-    def computing(self, node: int) -> Iterator[None]:
-        """Charge the block's time to the node's clock: simulated nodes share a processor, not a clock."""
+    def computing(self, node: int, share: float = 0.0) -> Iterator[None]:
+        """Charge the block's time to the node's clock: simulated nodes share a processor, not a clock.
+
+        `share`: which part of the node's training of a round the block is, for clocks that model it.
+        """
         began = time.perf_counter()
         yield
-        self.exchange.compute(node, time.perf_counter() - began)
+        self.exchange.compute(node, time.perf_counter() - began, share)
+
+    @contextmanager
+    def computing_together(self, nodes: Collection[int], share: float = 0.0) -> Iterator[None]:
+        """The same for a block that computes for all of `nodes` at once: each is charged its part."""
+        began = time.perf_counter()
+        yield
+        each = (time.perf_counter() - began) / max(1, len(nodes))
+        for node in nodes:
+            self.exchange.compute(node, each, share)
 
 
 def stamped(packet: Packet, source: int, round_index: int) -> Packet:

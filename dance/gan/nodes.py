@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class Batches:
     size: int
     seed: int
     node: int
+    # The permutation of the epoch that was asked for last: an epoch has hundreds of batches.
+    _order: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def per_epoch(self) -> int:
@@ -41,9 +43,12 @@ class Batches:
     def batch(self, step: int) -> Tensor:
         """Batch number `step` since the run began; equal for equal seeds, whatever was drawn before."""
         epoch, place = divmod(step, self.per_epoch)
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, self.node, "epoch", "data"))
-        order = torch.randperm(len(self.images), generator=generator)
-        return self.images[order[place * self.size : (place + 1) * self.size]]
+        if epoch not in self._order:
+            seed = derive_seed(self.seed, epoch, self.node, "epoch", "data")
+            order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed))
+            self._order.clear()
+            self._order[epoch] = order
+        return self.images[self._order[epoch][place * self.size : (place + 1) * self.size]]
 
 
 class GNode:
@@ -158,7 +163,7 @@ class DNode:
             loss = loss + self.r1 * self.r1_every * r1_penalty(self.net.module, reals)
         if self.gradient_penalty:
             pairs = reals[torch.arange(len(fakes)) % len(reals)]
-            penalty = gradient_penalty(self.net.module, pairs, fakes, self._mix(number, len(fakes)))
+            penalty = gradient_penalty(self.net.module, pairs, fakes, self.mix(number, len(fakes)))
             loss = loss + self.gradient_penalty * penalty
         self.net.backward(loss)
 
@@ -179,7 +184,7 @@ class DNode:
         (gradient,) = torch.autograd.grad(loss, points)
         return gradient
 
-    def _mix(self, step: int, num_pairs: int) -> Tensor:
+    def mix(self, step: int, num_pairs: int) -> Tensor:
         """Places between real and generated images at which wgan-gp looks at the gradient."""
         seed = derive_seed(self.seed, step, self.node, "mix", "data")
         return torch.rand(num_pairs, 1, 1, 1, generator=torch.Generator().manual_seed(seed))

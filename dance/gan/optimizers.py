@@ -44,6 +44,12 @@ class _State:
         for tensor in self._tensors.values():
             tensor.zero_()
 
+    def move_to(self, places: Mapping[str, Tensor]) -> None:
+        """Go on with the state in other memory, which holds it already: rows of a matrix of many nodes."""
+        for name in self._tensors:
+            self._tensors[name] = places[name]
+            setattr(self, name, places[name])
+
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self._tensors)
 
@@ -76,14 +82,17 @@ class BlockAdam(_State):
         self.v = torch.zeros(len(sizes))
         self.squares = torch.zeros(len(sizes))
         self.counts = torch.zeros(3, dtype=torch.int64)  # steps, rounds, steps in this round
+        self._a_step = torch.tensor([1, 0, 1])
+        self._square = torch.empty_like(self.m)  # fresh memory in every step costs as much as the step
         super().__init__(m=self.m, v=self.v, squares=self.squares, counts=self.counts)
 
     def step(self, theta: Tensor, gradient: Tensor, scale: float = 1.0) -> None:
         rates = self.rates
-        self.counts += torch.tensor([1, 0, 1])
+        self.counts += self._a_step
         num_steps, num_rounds, _ = self.counts.tolist()
         self.m.mul_(rates.beta1).add_(gradient, alpha=1 - rates.beta1)
-        self.squares += torch.stack([g.square().mean() for g in torch.split(gradient, self.sizes)])
+        square = torch.mul(gradient, gradient, out=self._square)
+        self.squares += torch.stack([g.mean() for g in torch.split(square, self.sizes)])
         v, age = (self.v, num_rounds) if num_rounds else (self.moment_out(), 1)
         root = (v / (1 - rates.beta2**age)).sqrt() + rates.epsilon
         scales = (scale * rates.learning_rate / (1 - rates.beta1**num_steps) / root).tolist()
@@ -101,7 +110,7 @@ class BlockAdam(_State):
         """End the round: from here on every step uses `mean`."""
         self.v.copy_(mean)
         self.squares.zero_()
-        self.counts += torch.tensor([0, 1, 0])
+        self.counts[1] += 1
         self.counts[2] = 0
 
 
@@ -113,6 +122,7 @@ class Adam(_State):
         self.m = torch.zeros(numel)
         self.v = torch.zeros(numel)
         self.count = torch.zeros(1, dtype=torch.int64)
+        self._root = torch.empty(numel)  # fresh memory in every step costs as much as the step
         super().__init__(m=self.m, v=self.v, count=self.count)
 
     def step(self, theta: Tensor, gradient: Tensor, scale: float = 1.0) -> None:
@@ -121,7 +131,8 @@ class Adam(_State):
         num_steps = int(self.count)
         self.m.mul_(rates.beta1).add_(gradient, alpha=1 - rates.beta1)
         self.v.mul_(rates.beta2).addcmul_(gradient, gradient, value=1 - rates.beta2)
-        root = (self.v.sqrt() / math.sqrt(1 - rates.beta2**num_steps)).add_(rates.epsilon)
+        root = torch.sqrt(self.v, out=self._root)
+        root.div_(math.sqrt(1 - rates.beta2**num_steps)).add_(rates.epsilon)
         theta.addcdiv_(self.m, root, value=-scale * rates.learning_rate / (1 - rates.beta1**num_steps))
 
 

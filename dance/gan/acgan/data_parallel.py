@@ -26,6 +26,7 @@ from dance.gan.acgan.delta import Delta
 from dance.gan.acgan.gossip import Gossip, Members
 from dance.gan.acgan.team import Team, d_nodes
 from dance.gan.acgan.wires import HUB, wires
+from dance.gan.computing import ABSORB, GENERATE
 from dance.gan.config import RunConfig
 from dance.gan.nodes import DNode, GNode, build_generator, discriminator_net, under
 
@@ -65,16 +66,16 @@ class DataParallel:
     def round(self, round_index: int) -> None:
         fakes = {}
         for node, g in self.generators.items():
-            with self.wires.post.computing(node):
+            with self.wires.post.computing(node, GENERATE):
                 fakes[node] = g.generate(round_index, [node])[node]
         self.team.update(round_index, fakes)
         exchanges = self.exchanges(round_index)
         if self.delta is None or not exchanges:
             self.team.aggregate(round_index)
+        answers = self.team.workers.feedback({node: [batch] for node, batch in fakes.items()})
         for node, g in self.generators.items():
-            with self.wires.post.computing(node):
-                feedback = {node: self.discriminators[node].feedback(fakes[node])}
-                g.differentiate(feedback, len(fakes[node]))
+            with self.wires.post.computing(node, ABSORB):
+                g.differentiate({node: answers[node][0]}, len(fakes[node]))
                 if self.average is None:
                     g.step(round_index)
         if self.average is not None:

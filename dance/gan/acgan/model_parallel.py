@@ -24,6 +24,7 @@ from torch import Tensor
 from dance.exchange import Exchange, Expected, Message
 from dance.gan.acgan.team import Team, d_nodes
 from dance.gan.acgan.wires import Wires, wires
+from dance.gan.computing import ABSORB, GENERATE
 from dance.gan.config import RunConfig
 from dance.gan.messages import content
 from dance.gan.models import FlatModule
@@ -111,7 +112,7 @@ class ModelParallel:
         """G-Node -> D-Nodes: a batch for each; returns (G-Node, D-Node) -> images as they arrived."""
         outbox = []
         for g_id, g in self.generators.items():
-            with self.wires.post.computing(g_id):
+            with self.wires.post.computing(g_id, GENERATE):
                 for d_id, batch in g.generate(round_index, self._serving(g_id, round_index)).items():
                     outbox.append(self._message(batch, g_id, d_id, "image", round_index))
         edges = [(g_id, d_id) for d_id in self.discriminators for g_id in self.served(d_id, round_index)]
@@ -123,10 +124,11 @@ class ModelParallel:
     ) -> tuple[list[Message], list[Expected]]:
         """D-Node -> the G-Nodes it serves: the gradient of its loss at the images."""
         outbox = []
-        for d_id, d in self.discriminators.items():
+        served = {d_id: self.served(d_id, round_index) for d_id in self.discriminators}
+        at = {d_id: [images[g_id, d_id] for g_id in g_ids] for d_id, g_ids in served.items()}
+        for d_id, gradients in self.team.workers.feedback(at).items():
             with self.wires.post.computing(d_id):
-                for g_id in self.served(d_id, round_index):
-                    gradient = d.feedback(images[g_id, d_id])
+                for g_id, gradient in zip(served[d_id], gradients, strict=True):
                     outbox.append(self._message(gradient, d_id, g_id, "feedback", round_index))
         edges = [(d_id, g_id) for g_id in self.generators for d_id in self._serving(g_id, round_index)]
         return outbox, self._expected("feedback", edges, round_index)
@@ -134,7 +136,7 @@ class ModelParallel:
     def _absorb(self, inbox: Sequence[Message]) -> None:
         """All G-Nodes step together, each along what its D-Nodes answered."""
         for g_id, g in self.generators.items():
-            with self.wires.post.computing(g_id):
+            with self.wires.post.computing(g_id, ABSORB):
                 feedback = {m.source: content(m.packet) for m in inbox if m.target == g_id}
                 g.absorb(feedback, len(feedback) * self.batch_shape[0])
 

@@ -17,10 +17,12 @@ from dance.exchange import Expected, Message
 from dance.gan.acgan.average import FeedbackAverage
 from dance.gan.acgan.gossip import Gossip, Members
 from dance.gan.acgan.wires import Wires
+from dance.gan.computing import UPDATE
 from dance.gan.config import RunConfig
 from dance.gan.models import FlatModule
 from dance.gan.nodes import Batches, DNode, build_discriminator, under
 from dance.gan.optimizers import BlockAdam
+from dance.gan.workers import Workers
 
 
 class Team:
@@ -39,6 +41,7 @@ class Team:
         self.nodes = dict(nodes)
         self.local_steps = config.local_steps
         self.shares_moments = config.d_optimizer == "block-adam"
+        self.workers = Workers(config, wires.post, nodes)
         self.gossip: Gossip | None = None
         self.average: FeedbackAverage | None = None
         # One D-Node has nobody to agree with: it sends nothing and is a standalone GAN's discriminator.
@@ -64,13 +67,11 @@ class Team:
     def update(self, round_index: int, fakes: Mapping[int, Tensor]) -> None:
         """The local steps of a round, each node's against its own fakes."""
         if self.average is None:
-            for node, d in self.nodes.items():
-                with self.wires.post.computing(node):
-                    d.local_update(round_index, fakes[node])
+            self.workers.update(round_index, fakes)
             return
         for step in range(self.local_steps):
             for node, d in self.nodes.items():
-                with self.wires.post.computing(node):
+                with self.wires.post.computing(node, UPDATE / self.local_steps):
                     d.differentiate(round_index, step, fakes[node])
             gradients = {node: d.net.gradient for node, d in self.nodes.items()}
             mean = self.average.mean(gradients, round_index * self.local_steps + step)

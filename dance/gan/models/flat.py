@@ -27,6 +27,15 @@ class FlatModule:
             parameter.grad = self.gradient[start:end].view_as(parameter)
             start = end
 
+    def move_to(self, place: Tensor) -> None:
+        """Go on with parameters in other memory, which holds theta already: a row of many nodes' matrix."""
+        self.theta = place
+        start = 0
+        for _, parameter in sorted(self.module.named_parameters()):
+            end = start + parameter.numel()
+            parameter.data = place[start:end].view_as(parameter)
+            start = end
+
     def backward(self, loss: Tensor, weight: Tensor | None = None) -> None:
         """Put the gradient of `loss` (times `weight`, of its shape) into `gradient`; the last one goes."""
         self.gradient.zero_()
