@@ -358,4 +358,4 @@ def test_bytes_of_fl_gan_are_those_of_its_messages() -> None:
     assert isinstance(nodes, Flgan)
     assert nodes.period == 4
     assert nodes.exchange.counts.of().sent_bytes == 2 * 2 * 3 * packet("none", nodes.numel)
-    assert nodes.exchange.counts.kinds == ("model",)
+    assert nodes.exchange.counts.kinds == ("average", "model")

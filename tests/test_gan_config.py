@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dance.errors import DanceError
-from dance.gan import AcganConfig, MdganConfig, RunConfig, run
+from dance.gan import AcganConfig, FlganConfig, GossipganConfig, MdganConfig, RunConfig, run
 from dance.gan.config import codec_text, image_block, validate
 
 
@@ -24,7 +24,6 @@ from dance.gan.config import codec_text, image_block, validate
         ({"partition": "dirichlet:-1"}, ["dirichlet:-1"]),
         ({"gossip_codec": "zip"}, ["gossip_codec", "zip", "sign"]),
         ({"codec": "int8:block=7"}, ["codec", "7"]),
-        ({"algorithm": "md-gan", "codec": "auto"}, ["auto", "md-gan"]),
         ({"algorithm": "md-gan", "mdgan": MdganConfig(image_codec="zip")}, ["mdgan.image_codec", "zip"]),
         ({"topology": "tree"}, ["topology", "tree", "hub"]),
         ({"topology": "one_peer_exponential", "d_nodes": 3}, ["3", "power of two"]),
@@ -49,6 +48,13 @@ from dance.gan.config import codec_text, image_block, validate
         ({"acgan": AcganConfig(switch_skew=0.5)}, ["switch_skew", "0.5"]),
         ({"d_decay_rounds": -1}, ["d_decay_rounds", "-1"]),
         ({"device": "cuda"}, ["device", "cuda", "cpu"]),
+        ({"algorithm": "gossip-gan", "g_nodes": 2}, ["g_nodes", "2", "--g-nodes 1"]),
+        ({"flgan": FlganConfig(participation=0.0)}, ["flgan.participation", "0.0", "0.5"]),
+        ({"flgan": FlganConfig(participation=0.5, deltas=True)}, ["0.5", "deltas"]),
+        ({"flgan": FlganConfig(weights="votes")}, ["flgan.weights", "votes", "fegan"]),  # type: ignore[arg-type]
+        ({"flgan": FlganConfig(up_codec="zip")}, ["flgan.up_codec", "zip"]),
+        ({"gossipgan": GossipganConfig(period=0)}, ["gossipgan.period", "0"]),
+        ({"gossipgan": GossipganConfig(codec="zip")}, ["gossipgan.codec", "zip"]),
     ],
 )
 def test_a_bad_value_is_named_with_its_remedy(changes: dict[str, Any], words: list[str]) -> None:

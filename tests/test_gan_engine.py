@@ -20,7 +20,7 @@ import torch.multiprocessing as mp
 
 from dance import checkpoint
 from dance.errors import DanceError
-from dance.gan import AcganConfig, RunConfig, run
+from dance.gan import AcganConfig, FlganConfig, GossipganConfig, RunConfig, run
 from dance.launch import launch
 
 TINY = RunConfig(
@@ -34,7 +34,7 @@ TINY = RunConfig(
     evaluate_images=200,
     simulate=True,
 )
-ALGORITHMS = ("ac-gan", "md-gan", "fl-gan", "standalone")
+ALGORITHMS = ("ac-gan", "md-gan", "fl-gan", "gossip-gan", "standalone")
 # Switches after the second of its exchanges, whatever it measures.
 SWITCHING = replace(
     TINY, layout="adaptive", acgan=AcganConfig(sync_period=5, switch_skew=1.0, switch_bytes=1.5)
@@ -48,6 +48,8 @@ LAYOUTS = {
     "adaptive": SWITCHING,
     "overlap": replace(TINY, topology="ring", acgan=AcganConfig(order="overlap", fake_batch_size=30)),
 }
+DELTAS = FlganConfig(deltas=True)
+VARIANT_B = GossipganConfig(variant="b", period=3, codec="int8")
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +135,22 @@ def test_20_rounds_are_8_and_12_resumed_in_every_layout(layout: str, tmp_path: P
     assert whole.summary.get("switched") == (10 if layout == "adaptive" else None)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"algorithm": "fl-gan", "flgan": DELTAS, "codec": "int4"},
+        {"algorithm": "fl-gan", "flgan": FlganConfig(participation=0.5, weights="fegan")},
+        {"algorithm": "gossip-gan", "gossipgan": VARIANT_B},
+    ],
+)
+def test_settings_of_rivals_resume_with_equal_bits(changes: dict[str, Any], tmp_path: Path) -> None:
+    config = replace(TINY, rounds=24, **changes)
+    run(replace(config, out=str(tmp_path / "whole")))
+    run(replace(config, out=str(tmp_path / "split"), rounds=12))
+    run(RunConfig(resume=str(tmp_path / "split"), rounds=24))
+    assert_equal_states(tmp_path / "whole", tmp_path / "split", config.num_nodes)
+
+
 def test_a_resumed_ring_and_a_resumed_folder_elsewhere(tmp_path: Path) -> None:
     config = replace(TINY, topology="ring", d_nodes=3, rounds=8, gossip_codec="topk:ratio=0.1")
     run(replace(config, out=str(tmp_path / "whole")))
@@ -216,6 +234,9 @@ def _real_and_simulated() -> list[tuple[str, RunConfig]]:
         ),
         ("md-gan", replace(three, algorithm="md-gan", rounds=9)),
         ("fl-gan", replace(three, algorithm="fl-gan", rounds=9)),
+        ("fl-gan-deltas", replace(three, algorithm="fl-gan", rounds=12, codec="int4", flgan=DELTAS)),
+        ("gossip-gan-a", replace(TINY, algorithm="gossip-gan", d_nodes=4, rounds=9)),
+        ("gossip-gan-b", replace(TINY, algorithm="gossip-gan", d_nodes=4, rounds=9, gossipgan=VARIANT_B)),
     ]
 
 

@@ -2,7 +2,7 @@
 
 from dance.bandwidth.generators import cellular, markov, parse_trace, periodic, steps, walk
 from dance.bandwidth.link import Link, Links, parse_link, parse_links
-from dance.bandwidth.meter import LinkEstimate, LinkMeter
+from dance.bandwidth.meter import LinkEstimate, LinkMeter, Measured
 from dance.bandwidth.readers import read_trace
 from dance.bandwidth.trace import Trace
 
@@ -11,6 +11,7 @@ __all__ = [
     "LinkEstimate",
     "LinkMeter",
     "Links",
+    "Measured",
     "Trace",
     "cellular",
     "markov",

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from dance.bandwidth.changes import ChangeDetector
 from dance.bandwidth.drift import drift
@@ -21,6 +21,14 @@ _OUTLIER = 5.0  # and of an outlier
 _TICK_S = 1e-9
 _GRAIN_S = 1e-4  # differences below the scheduler's are no matter of the link
 _BENT = 0.1  # how far, in logs, a better line may bend away before deliveries are judged anew
+
+
+class Measured(Protocol):
+    """What is known of a link: by a meter at its receiving end, or what that end reported."""
+
+    def estimate(self) -> LinkEstimate | None: ...
+
+    def predict_s(self, num_bytes: int) -> float | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +54,10 @@ class LinkEstimate:
     """The size at which the line is known best ..."""
     center_deviation_s: float = 0.0
     """... and its standard deviation there."""
+
+    def estimate(self) -> LinkEstimate:
+        """Returns itself: where a meter counts, what a meter believed counts as well."""
+        return self
 
     def predict_s(self, num_bytes: int) -> float:
         """Returns how long a delivery of ``num_bytes`` will take, in seconds."""

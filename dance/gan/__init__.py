@@ -1,17 +1,17 @@
-"""Training GANs over edge nodes: AC-GAN, its rivals MD-GAN and FL-GAN, and a standalone reference."""
+"""Training GANs over edge nodes: AC-GAN, its rivals MD-GAN, FL-GAN, Gossip GAN, and a standalone GAN."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from dance.gan.config import RunConfig
-from dance.gan.settings import AcganConfig, FlganConfig, MdganConfig
+from dance.gan.settings import AcganConfig, FlganConfig, GossipganConfig, MdganConfig
 
 if TYPE_CHECKING:
     from dance.gan.engine import Result as Result
     from dance.gan.engine import run as run
 
-__all__ = ["AcganConfig", "FlganConfig", "MdganConfig", "Result", "RunConfig", "run"]
+__all__ = ["AcganConfig", "FlganConfig", "GossipganConfig", "MdganConfig", "Result", "RunConfig", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,13 +17,14 @@ from dance.gan.settings import (
     OPTIMIZERS,
     AcganConfig,
     FlganConfig,
+    GossipganConfig,
     MdganConfig,
     Optimizer,
     at_least,
     one_of,
 )
 
-ALGORITHMS = ("ac-gan", "md-gan", "fl-gan", "standalone")
+ALGORITHMS = ("ac-gan", "md-gan", "fl-gan", "gossip-gan", "standalone")
 LAYOUTS = ("model-parallel", "data-parallel", "adaptive")
 PARTITIONS = ("iid", "classes:2", "dirichlet:0.2")
 LOSSES = ("non-saturating", "minimax", "lsgan", "hinge", "wgan-gp")
@@ -33,7 +34,7 @@ NORMS = ("none", "spectral", "layer")
 Layout = Literal["model-parallel", "data-parallel", "adaptive"]
 Loss = Literal["non-saturating", "minimax", "lsgan", "hinge", "wgan-gp"]
 Norm = Literal["none", "spectral", "layer"]
-Algorithm = Literal["ac-gan", "md-gan", "fl-gan", "standalone"]
+Algorithm = Literal["ac-gan", "md-gan", "fl-gan", "gossip-gan", "standalone"]
 Stack = Literal["off", "on", "auto"]
 
 # The bounds that the block of an int8 or sign packet has (docs/format.md).
@@ -45,7 +46,8 @@ class RunConfig:
     """One training run. A round is, for every method, `local_steps` D steps and one G step at each node."""
 
     algorithm: Algorithm = "ac-gan"
-    """Which algorithm trains: ac-gan, its rivals md-gan and fl-gan, or standalone (all data in one place)."""
+    """Which algorithm trains: ac-gan, its rivals md-gan, fl-gan and gossip-gan, or standalone, which has all
+    data in one place."""
     data: str = "digits"
     """A data set's name (digits, mnist, fashion-mnist) or a path to its files."""
     partition: str = "iid"
@@ -157,17 +159,22 @@ class RunConfig:
     """Settings of md-gan."""
     flgan: FlganConfig = field(default_factory=FlganConfig)
     """Settings of fl-gan."""
+    gossipgan: GossipganConfig = field(default_factory=GossipganConfig)
+    """Settings of gossip-gan."""
 
     @property
     def num_nodes(self) -> int:
-        """Nodes of the run: processes, when it is not simulated. Standalone is one node."""
+        """Nodes of the run: processes, when it is not simulated. Standalone is one node; gossip-gan has no
+        server."""
         if self.algorithm == "standalone":
             return 1
         return self.d_nodes + (self.g_nodes if self.has_hub else 0)
 
     @property
     def has_hub(self) -> bool:
-        """Whether node 0 is no D-Node; only data parallel workers that gossip all along a graph need none."""
+        """Whether node 0 is no D-Node; only workers that gossip all, along a graph or at random, need none."""
+        if self.algorithm == "gossip-gan":
+            return False
         gossips = self.acgan.g_sync == "choco" and self.topology != "hub"
         return not (self.algorithm == "ac-gan" and self.layout == "data-parallel" and gossips)
 
@@ -186,7 +193,12 @@ class RunConfig:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> RunConfig:
         """The inverse of `to_json`. Raises ValueError for a field this version does not know."""
-        groups: dict[str, Any] = {"acgan": AcganConfig, "mdgan": MdganConfig, "flgan": FlganConfig}
+        groups: dict[str, Any] = {
+            "acgan": AcganConfig,
+            "mdgan": MdganConfig,
+            "flgan": FlganConfig,
+            "gossipgan": GossipganConfig,
+        }
         known = {f.name for f in dataclasses.fields(cls)}
         given = dict(values)
         if unknown := sorted(set(given) - known):
@@ -212,7 +224,7 @@ def validate(config: RunConfig) -> None:
     one_of("device", config.device, ("cpu",))
     for name in ("d_optimizer", "g_optimizer"):
         one_of(name, getattr(config, name), OPTIMIZERS)
-    for group in (config.acgan, config.mdgan, config.flgan):
+    for group in (config.acgan, config.mdgan, config.flgan, config.gossipgan):
         group.validate()
     counts = (
         "d_nodes",
@@ -393,17 +405,10 @@ def _check_codecs(config: RunConfig) -> None:
         **config.acgan.codec_texts,
         **config.mdgan.codec_texts,
         **config.flgan.codec_texts,
+        **config.gossipgan.codec_texts,
     }
     for name, text in texts.items():
-        if text is None:
-            continue
-        if text == "auto":
-            if config.algorithm in ("md-gan", "fl-gan") and (
-                name == "codec" or name.startswith(("md", "fl"))
-            ):
-                raise ValueError(
-                    f"{name}: auto is for ac-gan; give {config.algorithm} a codec, for example int8"
-                )
+        if text in (None, "auto"):
             continue
         try:
             dance.codec(codec_text(text, 64))

@@ -28,6 +28,7 @@ from dance.gan.acgan import acgan
 from dance.gan.computing import parse_computing
 from dance.gan.config import RunConfig, under_torchrun, validate
 from dance.gan.flgan import Flgan
+from dance.gan.gossipgan import Gossipgan
 from dance.gan.mdgan import Mdgan
 from dance.gan.messages import Post
 from dance.gan.rows import Algorithm, Measuring, gathered, line, summary
@@ -88,6 +89,7 @@ def run(config: RunConfig) -> Result:
     validate(config)
     data = load(config.data)
     parts = parts_of(config, data)
+    labels_of(config, data)  # what is missing is named before any process starts
     if under_torchrun() and not config.simulate:
         return _under_torchrun(config, data, parts)
     if config.simulate or config.num_nodes == 1:
@@ -149,9 +151,8 @@ def resumed(config: RunConfig) -> RunConfig:
 def parts_of(config: RunConfig, data: ImageData) -> list[Tensor]:
     """Each D-Node's private images (standalone: all in one part). Raises ValueError when one has too few."""
     alone = config.algorithm == "standalone"
-    labels: Any = data.labels if data.labels is not None else len(data.images)
-    num_parts, spec = (1, "iid") if alone else (config.d_nodes, config.partition)
-    indices = partition(labels, spec, num_parts, config.seed)
+    indices = _indices(config, data)
+    num_parts, spec = len(indices), "iid" if alone else config.partition
     batch = config.batch_size * (config.d_nodes if alone else 1)
     smallest = min(range(num_parts), key=lambda n: len(indices[n]))
     if len(indices[smallest]) < batch:
@@ -159,7 +160,28 @@ def parts_of(config: RunConfig, data: ImageData) -> list[Tensor]:
             f"batch_size: {batch} images a batch, but D-Node {smallest} of {num_parts} holds only "
             f"{len(indices[smallest])} of {data.name} ({spec}); use a smaller --batch-size or fewer --d-nodes"
         )
-    return [data.images[torch.from_numpy(np.asarray(index))] for index in indices]
+    return [data.images[index] for index in indices]
+
+
+def labels_of(config: RunConfig, data: ImageData) -> list[Tensor] | None:
+    """The labels of `parts_of`, if the data has any. Raises ValueError where they are needed and missing."""
+    if data.labels is None:
+        if config.algorithm == "fl-gan" and config.flgan.weights == "fegan":
+            raise ValueError(
+                f"flgan.weights: fegan needs labelled data, {data.name} has none; use --flgan.weights images"
+            )
+        return None
+    labels = torch.as_tensor(data.labels)
+    return [labels[index] for index in _indices(config, data)]
+
+
+def _indices(config: RunConfig, data: ImageData) -> list[Tensor]:
+    """Which images each D-Node holds."""
+    labels: Any = data.labels if data.labels is not None else len(data.images)
+    num_parts, spec = (config.d_nodes, config.partition)
+    if config.algorithm == "standalone":
+        num_parts, spec = 1, "iid"
+    return [torch.from_numpy(np.asarray(index)) for index in partition(labels, spec, num_parts, config.seed)]
 
 
 def _in_processes(config: RunConfig) -> Result:
@@ -191,12 +213,19 @@ def _under_torchrun(config: RunConfig, data: ImageData, parts: Sequence[Tensor])
         torch.distributed.destroy_process_group()
 
 
-def build(config: RunConfig, exchange: Exchange, parts: Sequence[Tensor]) -> Algorithm:
-    """The nodes of this process, under the algorithm's visible loop."""
+def build(
+    config: RunConfig,
+    exchange: Exchange,
+    parts: Sequence[Tensor],
+    labels: Sequence[Tensor] | None = None,
+) -> Algorithm:
+    """The nodes of this process, under the algorithm's visible loop; `labels` are those of the parts."""
+    if config.algorithm == "fl-gan":
+        return Flgan(config, exchange, parts, labels)
     kinds: dict[str, Any] = {
         "ac-gan": acgan,
         "md-gan": Mdgan,
-        "fl-gan": Flgan,
+        "gossip-gan": Gossipgan,
         "standalone": Standalone,
     }
     algorithm: Algorithm = kinds[config.algorithm](config, exchange, parts)
@@ -208,7 +237,8 @@ def _run(config: RunConfig, exchange: Exchange, data: ImageData, parts: Sequence
     torch.set_num_threads(config.threads)
     try:
         with _stop_requests() as stop:
-            return _Run(config, exchange, data, build(config, exchange, parts)).train(stop)
+            algorithm = build(config, exchange, parts, labels_of(config, data))
+            return _Run(config, exchange, data, algorithm).train(stop)
     finally:
         torch.set_num_threads(threads)
 

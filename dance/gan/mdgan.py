@@ -16,14 +16,18 @@ import torch
 from torch import Tensor
 
 from dance.exchange import Exchange, Expected
+from dance.gan.choice import Choice
 from dance.gan.computing import ABSORB, GENERATE
 from dance.gan.config import RunConfig
-from dance.gan.messages import Post, content, resolve
+from dance.gan.messages import Post, content
 from dance.gan.nodes import Batches, DNode, GNode, build_discriminator, build_generator
+from dance.gan.reports import Reports
 from dance.gan.workers import Workers
 from dance.packet import derive_seed
 
 SERVER = 0
+# Messages that follow each other: images, feedback, and at the end of an epoch a swap.
+_PHASES = 3
 
 
 def swap_pairs(seed: int, round_index: int, nodes: Sequence[int]) -> list[tuple[int, int]]:
@@ -40,11 +44,7 @@ class Mdgan:
         self.exchange = exchange
         self.post = Post(exchange=exchange, seed=config.seed)
         self.shape = tuple(parts[0].shape[1:])
-        numel = math.prod(self.shape)
         settings = config.mdgan
-        self.image_codec = resolve(config.codec or settings.image_codec, numel)
-        self.feedback_codec = resolve(config.codec or settings.feedback_codec, numel)
-        self.swap_codec = resolve(config.codec or settings.swap_codec, numel)
         self.batch_size = config.batch_size
         self.seed = config.seed
         self.workers = [1 + n for n in range(config.d_nodes)]
@@ -63,6 +63,16 @@ class Mdgan:
             if node in exchange.nodes
         }
         self.team = Workers(config, self.post, self.local)
+        texts = {
+            "image": config.codec or settings.image_codec,
+            "feedback": config.codec or settings.feedback_codec,
+            "model": config.codec or settings.swap_codec,
+        }
+        self.choices = {
+            node: Choice(config, exchange, node, math.prod(self.shape), texts, phases=_PHASES)
+            for node in exchange.nodes
+        }
+        self.reports = Reports(self.post, self.choices)
 
     def round(self, round_index: int) -> None:
         images = self._images(round_index)
@@ -81,9 +91,8 @@ class Mdgan:
                 batches = self.server.generate(round_index, range(self.num_batches))
                 for node in self.workers:
                     both = torch.stack([batches[self._batch(node)], batches[self._batch(node + 1)]])
-                    outbox.append(
-                        self.post.message(both, self.image_codec, SERVER, node, "image", round_index)
-                    )
+                    codec = self.choices[SERVER].codec("image", both.numel(), round_index, [node])
+                    outbox.append(self.post.message(both, codec, SERVER, node, "image", round_index))
         shape = (2, self.batch_size, *self.shape)
         expected = [
             Expected(
@@ -91,12 +100,12 @@ class Mdgan:
                 target=node,
                 kind="image",
                 shape=shape,
-                codec=self.image_codec,
+                codec=self.choices[node].expected("image"),
                 round=round_index,
             )
             for node in self.local
         ]
-        inbox = self.exchange.deliver(outbox, expected)
+        inbox = self.reports.deliver(outbox, expected, [(SERVER, node) for node in self.workers], round_index)
         both_of = {message.target: content(message.packet) for message in inbox}
         return {node: (both[0], both[1]) for node, both in both_of.items()}
 
@@ -106,9 +115,8 @@ class Mdgan:
         at = {node: [g_images] for node, (g_images, _) in images.items()}
         for node, (gradient,) in self.team.feedback(at).items():
             with self.post.computing(node):
-                outbox.append(
-                    self.post.message(gradient, self.feedback_codec, node, SERVER, "feedback", round_index)
-                )
+                codec = self.choices[node].codec("feedback", gradient.numel(), round_index, [SERVER])
+                outbox.append(self.post.message(gradient, codec, node, SERVER, "feedback", round_index))
         shape = (self.batch_size, *self.shape)
         expected = [
             Expected(
@@ -116,13 +124,13 @@ class Mdgan:
                 target=SERVER,
                 kind="feedback",
                 shape=shape,
-                codec=self.feedback_codec,
+                codec=self.choices[SERVER].expected("feedback"),
                 round=round_index,
             )
             for node in self.workers
             if self.server is not None
         ]
-        inbox = self.exchange.deliver(outbox, expected)
+        inbox = self.reports.deliver(outbox, expected, [(node, SERVER) for node in self.workers], round_index)
         if self.server is not None:
             with self.post.computing(SERVER, ABSORB):
                 total = {batch: torch.zeros(shape) for batch in range(self.num_batches)}
@@ -136,9 +144,10 @@ class Mdgan:
             for source, target in ((first, second), (second, first)):
                 if source in self.local:
                     theta = self.local[source].net.theta
-                    outbox.append(
-                        self.post.message(theta, self.swap_codec, source, target, "model", round_index)
+                    codec = self.choices[source].codec(
+                        "model", theta.numel(), round_index, [target], every=self.swap_every
                     )
+                    outbox.append(self.post.message(theta, codec, source, target, "model", round_index))
                 if target in self.local:
                     shape = tuple(self.local[target].net.theta.shape)
                     expected.append(
@@ -147,7 +156,7 @@ class Mdgan:
                             target=target,
                             kind="model",
                             shape=shape,
-                            codec=self.swap_codec,
+                            codec=self.choices[target].expected("model"),
                             round=round_index,
                         )
                     )
@@ -170,14 +179,13 @@ class Mdgan:
         return (self.local[node].d_loss, self.local[node].g_loss) if node in self.local else None
 
     def codecs(self, node: int) -> dict[str, str]:
-        if node == SERVER:
-            return {"image": str(self.image_codec)}
-        return {"feedback": str(self.feedback_codec), "model": str(self.swap_codec)}
+        return dict(self.choices[node].used)
 
     def state(self, node: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return self._state_of(node).state_dict(), {}
+        return self._state_of(node).state_dict(), {"choice": self.choices[node].state_dict()}
 
     def restore(self, node: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        self.choices[node].load_state_dict(meta["choice"])
         self._state_of(node).load_state_dict(tensors)
 
     def _state_of(self, node: int) -> GNode | DNode:

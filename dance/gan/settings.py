@@ -82,11 +82,11 @@ class MdganConfig:
     d_optimizer: Optimizer = "adam"
     """Optimizer of the discriminators; its state is reset when discriminators swap."""
     image_codec: str = "none"
-    """Codec of the images that go down."""
+    """Codec of the images that go down, or auto."""
     feedback_codec: str = "none"
-    """Codec of the feedback that goes up."""
+    """Codec of the feedback that goes up, or auto."""
     swap_codec: str = "none"
-    """Codec of a discriminator that moves to another node."""
+    """Codec of a discriminator that moves to another node, or auto."""
 
     def validate(self) -> None:
         """Raises ValueError naming value and remedy."""
@@ -113,18 +113,61 @@ class FlganConfig:
     """Local epochs between two averages (E); what is evaluated is the last average."""
     d_optimizer: Optimizer = "adam"
     """Optimizer of the workers' discriminators; its state stays at the worker."""
-    codec: str = "none"
-    """Codec of the models that go up and down."""
+    up_codec: str = "none"
+    """Codec of the models that workers send, or auto."""
+    down_codec: str = "none"
+    """Codec of the average that the server sends, or auto."""
+    deltas: bool = False
+    """Send differences to the last average, with error feedback both ways: they bear codecs such as int4."""
+    participation: float = 1.0
+    """Share of the workers, drawn anew after each average, that trains and sends (FedAvg)."""
+    weights: Literal["images", "fegan"] = "images"
+    """What a worker counts in the average: its number of images, or fegan, exp of its label skew, for which
+    every worker tells the server how many images of each class it holds."""
 
     def validate(self) -> None:
         """Raises ValueError naming value and remedy."""
         one_of("flgan.d_optimizer", self.d_optimizer, OPTIMIZERS)
+        one_of("flgan.weights", self.weights, ("images", "fegan"))
         at_least("flgan.epochs", self.epochs, 1)
+        if not 0 < self.participation <= 1:
+            raise ValueError(f"flgan.participation: {self.participation} must be in (0, 1], for example 0.5")
+        if self.deltas and self.participation < 1:
+            raise ValueError(
+                f"flgan.participation: {self.participation} with deltas, but a worker that skips an average "
+                "does not know what the next difference is to; drop --flgan.deltas or take part always"
+            )
 
     @property
     def codec_texts(self) -> Mapping[str, str]:
         """Its codecs by the names they have on the command line."""
-        return {"flgan.codec": self.codec}
+        return {"flgan.up_codec": self.up_codec, "flgan.down_codec": self.down_codec}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GossipganConfig:
+    """What only gossip-gan has (Hardy et al. 2018)."""
+
+    variant: Literal["a", "b"] = "a"
+    """a: G and D go to one random peer together; b: to peers that are drawn independently."""
+    period: int | None = None
+    """Rounds between two exchanges (T); None: an epoch of the mean worker."""
+    d_optimizer: Optimizer = "adam"
+    """Optimizer of the discriminators; its state stays at the node."""
+    codec: str = "none"
+    """Codec of the models that travel, or auto."""
+
+    def validate(self) -> None:
+        """Raises ValueError naming value and remedy."""
+        one_of("gossipgan.variant", self.variant, ("a", "b"))
+        one_of("gossipgan.d_optimizer", self.d_optimizer, OPTIMIZERS)
+        if self.period is not None:
+            at_least("gossipgan.period", self.period, 1)
+
+    @property
+    def codec_texts(self) -> Mapping[str, str]:
+        """Its codecs by the names they have on the command line."""
+        return {"gossipgan.codec": self.codec}
 
 
 def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from dance.bandwidth import LinkMeter
+from dance.bandwidth import Measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +14,7 @@ class Send:
     """What a codec is wanted for: ``numel`` elements of ``dtype`` in ``round``, within ``budget_s`` if given.
 
     A packet to peers: ``kind`` is what it carries ("gossip", "image"), ``target`` names who receives it where
-    decisions differ by receiver, and ``links`` are the meters of all links that it takes; the slowest counts.
+    decisions differ by receiver, and ``links`` is what is known of its links; the slowest counts.
 
     A collective over ``world`` ranks: ``kind`` is its name ("all_reduce"), ``target`` the tensor's key,
     ``round`` the number of the group's call (1 is the first), ``links`` is empty. ``feedback``: whether an
@@ -25,7 +25,7 @@ class Send:
     round: int
     numel: int
     target: str = ""
-    links: Sequence[LinkMeter] = ()
+    links: Sequence[Measured] = ()
     budget_s: float | None = None
     world: int = 1
     dtype: str = "float32"

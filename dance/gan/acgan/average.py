@@ -37,18 +37,26 @@ class Mean:
 class FeedbackAverage:
     """Averages vectors of `numel` elements as messages of one `kind`; `followers` get the mean, too.
 
-    `num_moments` second moments travel along, uncompressed (0: none).
+    `num_moments` second moments travel along, uncompressed (0: none). `every`: rounds from one to the next.
     skew: at the hub, mean |q_i|^2 / |mean q_i|^2 of the last average: 1 where all agree, N where none do.
     num_bytes: at the hub, what a worker has sent and received in all averages so far, headers included.
     """
 
     def __init__(
-        self, wires: Wires, numel: int, kind: str, *, followers: Sequence[int] = (), num_moments: int = 0
+        self,
+        wires: Wires,
+        numel: int,
+        kind: str,
+        *,
+        followers: Sequence[int] = (),
+        num_moments: int = 0,
+        every: int = 1,
     ) -> None:
         self.wires = wires
         self.numel = numel
         self.kind = kind
         self.num_moments = num_moments
+        self.every = every
         self.followers = list(followers)
         self.residuals = {
             node: torch.zeros(numel) for node in wires.here if node == HUB or node in wires.d_ids
@@ -103,7 +111,7 @@ class FeedbackAverage:
             self.skew, self.num_bytes = meta["skew"], meta["num_bytes"]
 
     def _packet(self, node: int, vector: Tensor, turn: int, peers: Sequence[int]) -> Packet:
-        codec = self.wires.choices[node].codec(self.kind, self.numel, turn, peers)
+        codec = self.wires.choices[node].codec(self.kind, self.numel, turn, peers, every=self.every)
         seed = derive_seed(self.wires.post.seed, turn, node, self.kind, "packet")
         return stamped(dance.encode_feedback(vector, self.residuals[node], codec, seed=seed), node, turn)
 

@@ -54,7 +54,7 @@ class DataParallel:
         self.average: FeedbackAverage | None = None
         self.gossip: Gossip | None = None
         if self.sync == "delta":
-            self.delta = Delta(self.wires, first_g, first_d, self.team)
+            self.delta = Delta(self.wires, first_g, first_d, self.team, self.period)
         elif self.sync == "choco":
             thetas = {node: g.net.theta for node, g in self.generators.items()}
             members = Members(thetas=thetas, start=first_g.theta, period=self.period, kind="g-gossip")

@@ -21,18 +21,23 @@ from dance.gan.nodes import GNode
 
 
 class Delta:
-    """`reference` is (w, theta) after the last exchange: equal at all nodes, so one a process will do."""
+    """`reference` is (w, theta) after the last exchange, `every` so many rounds: equal at all nodes, so one a
+    process will do.
+    """
 
-    def __init__(self, wires: Wires, generator: FlatModule, discriminator: FlatModule, team: Team) -> None:
+    def __init__(
+        self, wires: Wires, generator: FlatModule, discriminator: FlatModule, team: Team, every: int
+    ) -> None:
         self.team = team
         self.sizes = [generator.theta.numel(), discriminator.theta.numel()]
         self.reference = torch.cat([generator.theta, discriminator.theta])
         self.average = FeedbackAverage(
             wires,
             self.reference.numel(),
-            "model",
+            "delta",
             followers=wires.g_ids[1:],
             num_moments=len(discriminator.sizes) if team.shares_moments else 0,
+            every=every,
         )
 
     @property

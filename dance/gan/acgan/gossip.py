@@ -194,7 +194,7 @@ class Gossip:
 
     def _codec(self, node: int, round_index: int, peers: Sequence[int]) -> Any:
         kind, numel = self.members.kind, self.members.start.numel()
-        return self.wires.choices[node].codec(kind, numel, round_index, peers)
+        return self.wires.choices[node].codec(kind, numel, round_index, peers, every=self.members.period)
 
     def _expected(self, edges: Sequence[tuple[int, int]], round_index: int) -> list[Expected]:
         expected = []

@@ -30,13 +30,31 @@ class Wires:
         return self.exchange.nodes
 
 
+def _texts(config: RunConfig) -> dict[str, str]:
+    """The codec of each kind of message, as the config names it."""
+    settings = config.acgan
+    texts = {
+        "image": config.image_codec,
+        "feedback": config.feedback_codec,
+        "gossip": config.gossip_codec,
+        "delta": settings.sync_codec,
+        "g-gossip": settings.sync_codec,
+        "d-gradient": settings.gradient_codec,
+        "g-gradient": settings.gradient_codec,
+    }
+    texts = {kind: config.codec or text for kind, text in texts.items()}
+    return texts | ({"g-gradient": "none"} if settings.g_sync == "exact" else {})
+
+
 def wires(config: RunConfig, exchange: Exchange, image_numel: int) -> Wires:
     """The wires of a run: G-Nodes (none where no hub is needed) come first, then D-Nodes."""
     num_generators = config.num_nodes - config.d_nodes
     return Wires(
         exchange=exchange,
         post=Post(exchange=exchange, seed=config.seed),
-        choices={node: Choice(config, exchange, node, image_numel) for node in exchange.nodes},
+        choices={
+            node: Choice(config, exchange, node, image_numel, _texts(config)) for node in exchange.nodes
+        },
         g_ids=list(range(num_generators)),
         d_ids=list(range(num_generators, config.num_nodes)),
     )
