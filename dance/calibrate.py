@@ -95,7 +95,7 @@ def calibrate(config: CalibrateConfig, on_step: Callable[[str, int, int], None] 
         for j, rate in enumerate(rates):
             step(f"playing {sized(numel)} elements over {rate:g} Mbit/s", len(steps) + i * len(rates) + j)
             for k, deviation in enumerate(deviations):
-                trace = _trace(rate, deviation, config.seed)
+                trace = trace_of(rate, deviation, config.seed)
                 for c, codec in enumerate(codecs):
                     seconds[i, j, k, c] = _play(config, codec, numel, speeds[codec, numel], trace)
     step("done", total)
@@ -128,7 +128,8 @@ def _candidates(config: CalibrateConfig) -> tuple[Codec, ...]:
     return Candidates(None, None).of(send)
 
 
-def _trace(mbps: float, deviation: float, seed: int) -> Trace:
+def trace_of(mbps: float, deviation: float, seed: int) -> Trace:
+    """Returns a link of that mean rate whose deviation is that share of it."""
     if deviation == 0.0:
         return Trace(times_s=np.zeros(1), mbps=np.array([mbps]))
     trace = cellular(mbps, deviation=deviation, seed=seed)

@@ -192,6 +192,8 @@ examples:
 
 
 def _calibrate(arguments: list[str]) -> int:
+    if arguments[:1] == ["gan"]:
+        return _calibrate_gan(arguments[1:])
     from dance import calibrate
 
     description = """Measure the codecs on this machine and compute which of them is best for a collective,
@@ -203,6 +205,7 @@ examples:
   dance calibrate --world 4
   dance calibrate --world 8 --numel 1Mi 25Mi --feedback --out here.json
   dance calibrate --mbps 5 20 80 --deviation 0 0.5 --codec none int8 topk:ratio=0.01
+  dance calibrate gan --help    the same for all messages of a GAN
 
 then, at all ranks with the same file:
   dance.distributed.all_reduce(t, codec=dance.policy.Table("calibration.json"))"""
@@ -223,6 +226,42 @@ then, at all ranks with the same file:
     calibrate.write(found, out)
     calibrate.print_best(found)
     print(f"{out} is written; use it: dance.policy.Table({str(out)!r})")
+    return 0
+
+
+def _calibrate_gan(arguments: list[str]) -> int:
+    import tyro
+
+    from dance import calibrate_gan
+    from dance.files import write_atomic
+    from dance.gan.config import RunConfig
+
+    kind = calibrate_gan.CalibrateGanConfig
+    kind.__annotations__["run"] = Annotated[RunConfig, tyro.conf.arg(name="")]
+    description = """Time a training round and the codecs on this machine and compute which recipe for a GAN's
+messages (codecs, gossip period) reaches the target first, by mean rate of the links and deviation of that
+rate. The file is a map for `dance train --gossip-codec auto --table FILE`, which looks the links up that it
+measures while training. Other flags are those of `dance train`: data, networks, number of D-Nodes.
+
+examples:
+  dance calibrate gan --d-nodes 4
+  dance calibrate gan --data fashion-mnist --d-nodes 8 --mbps 1 10 100 --to here.json"""
+    config = _parse(kind, "dance calibrate gan", description, _joined(arguments, ("--mbps", "--deviation")))
+    from rich.console import Console
+    from rich.progress import Progress
+
+    out = Path(config.to)
+    if out.is_dir() or not out.parent.is_dir():
+        raise ValueError(f"calibrate: --to: expected the path of a file in a folder there is, got {out}")
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("timing", total=None)
+        found = calibrate_gan.calibrate_gan(
+            config,
+            lambda text, done, total: progress.update(task, description=text, completed=done, total=total),
+        )
+    write_atomic(out, (found.to_json() + "\n").encode())
+    calibrate_gan.print_recipes(found)
+    print(f"{out} is written; use it: dance train --gossip-codec auto --table {out}")
     return 0
 
 

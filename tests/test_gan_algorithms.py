@@ -167,7 +167,7 @@ def test_with_auto_nodes_of_different_codecs_take_equal_steps_and_keep_the_mean(
         3: "sign",
         4: "int8",
     }  # the relay's exactly: the mean moves by it
-    monkeypatch.setattr(Choice, "codec", lambda choice, *_: dance.codec(taken[choice.node]))
+    monkeypatch.setattr(Choice, "codec", lambda choice, *_, **__: dance.codec(taken[choice.node]))
     generator = torch.Generator().manual_seed(0)
     gossip = nodes.team.gossip
     assert gossip is not None

@@ -118,10 +118,10 @@ def test_up_and_down_have_codecs_of_their_own() -> None:
 
 def test_fegans_weights_are_the_exponential_of_each_workers_share_of_skew() -> None:
     histograms = torch.tensor([[10.0, 10.0, 0.0], [0.0, 0.0, 20.0], [30.0, 20.0, 10.0]])
-    total = histograms.numpy().sum()
-    union = histograms.numpy().sum(0) / total
+    total = histograms.double().numpy().sum()
+    union = histograms.double().numpy().sum(0) / total
     scores = []
-    for row in histograms.numpy():
+    for row in histograms.double().numpy():
         own = row / row.sum()
         skew = sum(p * np.log(p / q) for p, q in zip(own, union, strict=True) if p > 0)
         scores.append(np.exp(row.sum() / total * skew))

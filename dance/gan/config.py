@@ -14,6 +14,7 @@ from dance import topology
 from dance.bandwidth import parse_links
 from dance.gan.computing import parse_computing
 from dance.gan.settings import (
+    NEED_ODDS,
     OPTIMIZERS,
     AcganConfig,
     FlganConfig,
@@ -149,6 +150,9 @@ class RunConfig:
     """Rounds between two checkpoints; 0: only at the end."""
     round_ms: float = 100.0
     """With auto: milliseconds that a round's messages may take, a quarter for each of its four phases."""
+    table: str | None = None
+    """With --gossip-codec auto, ac-gan through the hub: a file of `dance calibrate gan`, in which codecs and
+    the gossip's period are looked up by the links as they are measured; None: codecs follow from round_ms."""
     threads: int = 1
     """Torch threads of one node."""
     device: str = "cpu"
@@ -172,7 +176,7 @@ class RunConfig:
 
     @property
     def has_hub(self) -> bool:
-        """Whether node 0 is no D-Node; only workers that gossip all, along a graph or at random, need none."""
+        """Whether node 0 is no D-Node; only workers that gossip all, on a graph or at random, need none."""
         if self.algorithm == "gossip-gan":
             return False
         gossips = self.acgan.g_sync == "choco" and self.topology != "hub"
@@ -274,6 +278,7 @@ def validate(config: RunConfig) -> None:
         _check_layout(config)
     check_partition(config.partition)
     _check_codecs(config)
+    _check_table(config)
     _check_world_size(config)
     _check_simulation(config)
 
@@ -372,6 +377,15 @@ def _check_layout(config: RunConfig) -> None:
             "acgan.aggregation: g_sync delta exchanges discriminators too, so their gradients are not "
             "averaged; use g_sync gradient or exact"
         )
+    if settings.feedback_weights in NEED_ODDS and config.loss not in ("non-saturating", "minimax"):
+        raise ValueError(
+            f"acgan.feedback_weights: {settings.feedback_weights} reads logits as odds, which those of "
+            f"{config.loss} are not; use --loss non-saturating, or weights f2u or gman"
+        )
+    if settings.feedback_weights == "ua" and not config.r1:
+        raise ValueError(
+            "acgan.feedback_weights: ua without R1 collapses to one mode; use --r1 0.5 or other weights"
+        )
     if not config.has_hub and settings.aggregation == "gradient":
         raise ValueError(
             "acgan.aggregation: gradients are averaged at a hub, which workers that gossip along a "
@@ -393,6 +407,22 @@ def _check_models(config: RunConfig) -> None:
         raise ValueError(
             f"d_norm: {config.d_norm!r} does not reach into {config.discriminator}; build it in with "
             "dance.gan.models.SpectralLinear and SpectralConv2d, and drop --d-norm"
+        )
+
+
+def _check_table(config: RunConfig) -> None:
+    if config.table is None:
+        return
+    through_hub = config.algorithm == "ac-gan" and config.topology == "hub"
+    if not through_hub or config.layout == "data-parallel" or config.acgan.aggregation == "gradient":
+        raise ValueError(
+            "table: recipes are for ac-gan's gossip through the hub, model parallel or adaptive; "
+            "drop --table, or use --topology hub and --acgan.aggregation parameters"
+        )
+    if "auto" not in (config.codec, config.gossip_codec):
+        raise ValueError(
+            f"table: {config.table} chooses codecs, but --gossip-codec is {config.gossip_codec}; "
+            "use --gossip-codec auto, or drop --table"
         )
 
 

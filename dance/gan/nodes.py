@@ -184,6 +184,14 @@ class DNode:
         (gradient,) = torch.autograd.grad(loss, points)
         return gradient
 
+    def judge(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient of its logit at each image, of the images' shape, and the logits, (n,)."""
+        points = images.detach().requires_grad_(True)
+        logits = self.net.module(points)
+        self.g_loss = self.loss.generator(logits).item() / len(images)
+        (gradient,) = torch.autograd.grad(logits.sum(), points)
+        return gradient, logits.detach().view(-1)
+
     def mix(self, step: int, num_pairs: int) -> Tensor:
         """Places between real and generated images at which wgan-gp looks at the gradient."""
         seed = derive_seed(self.seed, step, self.node, "mix", "data")

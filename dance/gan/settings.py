@@ -13,6 +13,9 @@ Attachment = Literal["all", "partition"]
 GSync = Literal["delta", "choco", "gradient", "exact"]
 
 OPTIMIZERS = ("block-adam", "adam", "sgd")
+# How feedback is joined (dance.gan.weighting).
+SCHEMES = ("mean", "f2u", "f2a", "gman", "ua")
+NEED_ODDS = ("f2a", "ua")  # these read a logit as the log of the odds that an image is real
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,10 @@ class AcganConfig:
     """With attachment partition: rounds until D-Nodes serve the next G-Node (R); 0: never."""
     fake_batch_size: int | None = None
     """Images a G-Node sends a D-Node a round; None: as many as the D-Node's own batch has."""
+    feedback_weights: Literal["mean", "f2u", "f2a", "gman", "ua"] = "mean"
+    """How a G-Node joins what its D-Nodes say (docs/algorithms.md); all but mean let them judge one batch."""
+    weight_sharpness: float = 1.0
+    """Lambda of the weights f2a and gman: 0 counts all alike, large ones only the most extreme."""
     g_sync: GSync = "delta"
     """Data parallel: how workers keep their generators together: delta (G and D every sync_period rounds),
     choco (gossip every sync_period rounds), gradient (averaged every step, compressed) or exact (not)."""
@@ -58,6 +65,11 @@ class AcganConfig:
         one_of("acgan.aggregation", self.aggregation, get_args(Aggregation))
         one_of("acgan.attachment", self.attachment, get_args(Attachment))
         one_of("acgan.g_sync", self.g_sync, get_args(GSync))
+        one_of("acgan.feedback_weights", self.feedback_weights, SCHEMES)
+        if not 0 <= self.weight_sharpness < float("inf"):
+            raise ValueError(
+                f"acgan.weight_sharpness: {self.weight_sharpness} must be 0 or more, for example 1"
+            )
         if self.step_size is not None and not 0 < self.step_size <= 1:
             raise ValueError(f"acgan.step_size: {self.step_size} must be in (0, 1], for example 0.5")
         if not self.switch_skew >= 1:

@@ -24,9 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-SCHEMES = ("mean", "f2u", "f2a", "gman", "ua")
-# These read a logit as the log of the odds that an image is real.
-NEED_ODDS = ("f2a", "ua")
+from dance.gan.settings import SCHEMES
 
 
 @dataclass(frozen=True, kw_only=True)

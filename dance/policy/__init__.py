@@ -1,9 +1,10 @@
 """Which codec the next send takes: always the same, a replayed log, or what the measured link makes best.
 
-A policy of a point-to-point send belongs to its sender, and a meter to the receiving end of its link: the
-sender judges the way to a peer by the meter of the way back. That is right for links with equal rates both
-ways and too hopeful, or too timid, for others. A policy of collectives belongs to a group of ranks, which
-decide alike because they decide from figures that they have agreed on (`Policy`).
+A policy of a point-to-point send belongs to its sender, and a meter to the receiving end of its link. What
+the receiver measured may be reported to the sender (a `LinkEstimate` stands for a meter, as in
+dance.gan.reports); the meter of the way back is right for links with equal rates both ways and too hopeful,
+or too timid, for others. A policy of collectives belongs to a group of ranks, which decide alike because they
+decide from figures that they have agreed on (`Policy`).
 """
 
 from dance.policy.auto import Auto

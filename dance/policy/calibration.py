@@ -72,8 +72,8 @@ class Calibration:
         for axis, value in ((self.numels, float(max(numel, 1))), (self.mbps, mbps)):
             inside = min(max(value, axis[0]), axis[-1])
             scale += math.log(value / inside) * (1.0 if axis is self.numels else -1.0)
-            table = _between(table, np.log(np.array(axis, dtype=np.float64)), math.log(inside))
-        table = _between(table, np.array(self.deviations), deviation)
+            table = between(table, np.log(np.array(axis, dtype=np.float64)), math.log(inside))
+        table = between(table, np.array(self.deviations), deviation)
         return np.exp(table + scale)
 
     def to_json(self) -> str:
@@ -95,7 +95,7 @@ class Calibration:
         )
 
 
-def _between(table: Array, axis: Array, value: float) -> Array:
+def between(table: Array, axis: Array, value: float) -> Array:
     """Returns the entry of the first axis of ``table`` at ``value``, between its two neighbours."""
     high = int(np.searchsorted(axis, value))
     if high == 0:

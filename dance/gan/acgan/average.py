@@ -82,7 +82,7 @@ class FeedbackAverage:
                     packet = post.packet(moments[node], NONE, node, MOMENT, turn)
                     outbox.append(Message(source=node, target=HUB, kind=MOMENT, packet=packet))
         here = HUB in self.wires.here
-        arrived = self._deliver(outbox, [(node, HUB) for node in ids if here], turn)
+        arrived = self._deliver(outbox, [(node, HUB) for node in ids], turn)
         outbox = []
         if here:
             with post.computing(HUB):
@@ -93,8 +93,7 @@ class FeedbackAverage:
                 for target in targets
                 for packet_kind, packet in packets.items()
             ]
-        local = [node for node in (*self.followers, *ids) if node in self.wires.here]
-        arrived = self._deliver(outbox, [(HUB, node) for node in local], turn)
+        arrived = self._deliver(outbox, [(HUB, node) for node in (*self.followers, *ids)], turn)
         # All got the same packets, and the hub made them.
         known = packets if here else {message.kind: message.packet for message in arrived}
         moment = content(known[MOMENT]) if self.num_moments else None
@@ -141,6 +140,8 @@ class FeedbackAverage:
     ) -> list[Message]:
         expected = []
         for source, target in edges:
+            if target not in self.wires.here:
+                continue
             codec = self.wires.choices[target].expected(self.kind)
             kinds: list[tuple[str, int, Codec | None]] = [(self.kind, self.numel, codec)]
             if self.num_moments:
@@ -149,4 +150,6 @@ class FeedbackAverage:
                 Expected(source=source, target=target, kind=kind, shape=(numel,), codec=each, round=turn)
                 for kind, numel, each in kinds
             ]
-        return self.wires.exchange.deliver(outbox, expected)
+        reports = self.wires.reports
+        due = reports.wanted if self.every > 1 else None
+        return reports.deliver(outbox, expected, edges, turn, due=due)

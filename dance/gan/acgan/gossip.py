@@ -47,11 +47,13 @@ class Gossip:
         self.wires = wires
         self.members = members
         self.hub = config.topology == "hub"
+        self.period = members.period  # equal at all nodes, who change it together
         self.turn = 0  # gossips so far, equal at all nodes; packets are numbered by it
         self.relay: HubRelay | None = None
         self.nodes: dict[int, HubNode | GossipNode] = {}
         kind, ids = members.kind, wires.d_ids
         graph = None if self.hub else topology.named(config.topology, len(ids), seed=config.seed)
+        self.graph = graph
         step_size: float | str = "auto" if config.acgan.step_size is None else config.acgan.step_size
         choice = next(iter(wires.choices.values()))
         if step_size == "auto" and choice.expected(kind) is None:
@@ -75,7 +77,21 @@ class Gossip:
             self.relay = HubRelay(members.start, HUB, len(ids), options)
 
     def due(self, round_index: int) -> bool:
-        return (round_index + 1) % self.members.period == 0
+        return (round_index + 1) % self.period == 0
+
+    def ways(self) -> list[tuple[int, int]]:
+        """(source, target) of this turn's messages, in any process, along which links are reported.
+
+        With a hub none: the generators' messages report the same links.
+        """
+        ids = self.wires.d_ids
+        if self.graph is None:
+            return []
+        return [
+            (node, ids[peer])
+            for position, node in enumerate(ids)
+            for peer in self.graph.neighbors(position, self.turn)
+        ]
 
     def begin(self, round_index: int) -> tuple[list[Message], list[Expected]]:
         """What nodes send first, and expect: with a hub to the relay, on a graph to their neighbours."""
@@ -109,7 +125,8 @@ class Gossip:
         """`begin`, deliver and `end` in one, where a round is due."""
         if self.due(round_index):
             outbox, expected = self.begin(round_index)
-            self.end(self.wires.exchange.deliver(outbox, expected), round_index)
+            inbox = self.wires.reports.deliver(outbox, expected, self.ways(), round_index)
+            self.end(inbox, round_index)
 
     def state(self, node: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What a node remembers of the gossip: tensors, and plain values."""
@@ -194,7 +211,7 @@ class Gossip:
 
     def _codec(self, node: int, round_index: int, peers: Sequence[int]) -> Any:
         kind, numel = self.members.kind, self.members.start.numel()
-        return self.wires.choices[node].codec(kind, numel, round_index, peers, every=self.members.period)
+        return self.wires.choices[node].codec(kind, numel, round_index, peers, every=self.period)
 
     def _expected(self, edges: Sequence[tuple[int, int]], round_index: int) -> list[Expected]:
         expected = []

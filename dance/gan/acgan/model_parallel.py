@@ -6,7 +6,8 @@ One round:
     2. D-Nodes take L local steps against them and their private images
     3. D-Nodes aggregate (dance.gan.acgan.team)
     4. every D-Node answers the G-Nodes it serves with the gradient of its loss at the images; all G-Nodes
-       take one step
+       take one step. With feedback weights all D-Nodes judge one and the same batch, and answer with their
+       logits and the gradient of these (dance.gan.weighting)
 Order "overlap" sends the gossip of 3 together with the answers of 4, which are then computed before
 discriminators move: a round waits for fewer messages in a row.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,12 +24,21 @@ from torch import Tensor
 
 from dance.exchange import Exchange, Expected, Message
 from dance.gan.acgan.team import Team, d_nodes
-from dance.gan.acgan.wires import Wires, wires
-from dance.gan.computing import ABSORB, GENERATE
+from dance.gan.acgan.wires import NONE, Wires, wires
+from dance.gan.computing import ABSORB, FEEDBACK, GENERATE
 from dance.gan.config import RunConfig
+from dance.gan.controller import Controller
+from dance.gan.losses import loss_named
 from dance.gan.messages import content
 from dance.gan.models import FlatModule
 from dance.gan.nodes import DNode, GNode, build_generator, discriminator_net
+from dance.gan.recipes import read_recipes
+from dance.gan.weighting import Weighting
+
+# What a batch for all D-Nodes is called where otherwise a D-Node's id stands, and so its noise.
+_ALL = -1
+_LOGIT = "logit"
+_ANSWERS = ("feedback", _LOGIT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +86,29 @@ class ModelParallel:
         for g in self.generators.values():
             g.batch_size = self.batch_shape[0]
         self.discriminators = nodes.discriminators
+        self.controller: Controller | None = None
+        if config.table is not None:
+            self.controller = Controller(
+                read_recipes(config.table),
+                self.wires.post,
+                self.wires.choices,
+                self.wires.d_ids,
+                math.prod(shape),
+            )
         self.team = Team(config, self.wires, self.discriminators, nodes.discriminator)
+        self._follow()
+        self.weighting: Weighting | None = None
+        self.shares = dict(zip(self.wires.d_ids, map(len, parts), strict=True))
+        if config.acgan.feedback_weights != "mean":
+            self.weighting = Weighting(
+                scheme=config.acgan.feedback_weights,
+                loss=loss_named(config.loss).generator,
+                sharpness=config.acgan.weight_sharpness,
+            )
 
     def round(self, round_index: int) -> None:
+        if self.controller is not None and self.controller.tick(round_index):
+            self._follow()
         images = self._images(round_index)
         fakes = {
             node: torch.cat([images[g, node] for g in self.served(node, round_index)])
@@ -88,13 +118,18 @@ class ModelParallel:
         if self.overlaps:
             answers, awaited = self._answers(round_index, images)
             gossip, expected = self.team.begin(round_index)
-            inbox = self.exchange.deliver(gossip + answers, expected + awaited)
-            self.team.end([message for message in inbox if message.kind != "feedback"], round_index)
+            inbox = self._delivered(gossip + answers, expected + awaited, "feedback", round_index)
+            self.team.end([message for message in inbox if message.kind not in _ANSWERS], round_index)
         else:
             self.team.aggregate(round_index)
             answers, awaited = self._answers(round_index, images)
-            inbox = self.exchange.deliver(answers, awaited)
-        self._absorb([message for message in inbox if message.kind == "feedback"])
+            inbox = self._delivered(answers, awaited, "feedback", round_index)
+        self._absorb([message for message in inbox if message.kind in _ANSWERS])
+
+    def _follow(self) -> None:
+        """Takes over the period of the recipe in use; its codecs are at the choices already."""
+        if self.controller is not None and self.team.gossip is not None:
+            self.team.gossip.period = self.controller.recipe.period
 
     def served(self, node: int, round_index: int) -> list[int]:
         """The G-Nodes that a D-Node serves in a round."""
@@ -109,36 +144,87 @@ class ModelParallel:
         return [node for node in self.wires.d_ids if g_id in self.served(node, round_index)]
 
     def _images(self, round_index: int) -> dict[tuple[int, int], Tensor]:
-        """G-Node -> D-Nodes: a batch for each; returns (G-Node, D-Node) -> images as they arrived."""
+        """G-Node -> D-Nodes: a batch for each, or one for all; (G-Node, D-Node) -> images as they arrived."""
         outbox = []
         for g_id, g in self.generators.items():
+            serving = self._serving(g_id, round_index)
             with self.wires.post.computing(g_id, GENERATE):
-                for d_id, batch in g.generate(round_index, self._serving(g_id, round_index)).items():
-                    outbox.append(self._message(batch, g_id, d_id, "image", round_index))
+                if self.weighting is None:
+                    for d_id, batch in g.generate(round_index, serving).items():
+                        outbox.append(self._message(batch, g_id, d_id, "image", round_index))
+                    continue
+                batch = g.generate(round_index, [_ALL])[_ALL]
+                codec = self.wires.choices[g_id].codec("image", batch.numel(), round_index, serving)
+                packet = self.wires.post.packet(batch, codec, g_id, "image", round_index)
+                outbox += [Message(source=g_id, target=d_id, kind="image", packet=packet) for d_id in serving]
         edges = [(g_id, d_id) for d_id in self.discriminators for g_id in self.served(d_id, round_index)]
-        inbox = self.exchange.deliver(outbox, self._expected("image", edges, round_index))
+        inbox = self._delivered(outbox, self._expected("image", edges, round_index), "image", round_index)
         return {(message.source, message.target): content(message.packet) for message in inbox}
 
     def _answers(
         self, round_index: int, images: Mapping[tuple[int, int], Tensor]
     ) -> tuple[list[Message], list[Expected]]:
-        """D-Node -> the G-Nodes it serves: the gradient of its loss at the images."""
-        outbox = []
+        """D-Node -> the G-Nodes it serves: the gradient of its loss at the images, or of its logits."""
         served = {d_id: self.served(d_id, round_index) for d_id in self.discriminators}
         at = {d_id: [images[g_id, d_id] for g_id in g_ids] for d_id, g_ids in served.items()}
-        for d_id, gradients in self.team.workers.feedback(at).items():
+        edges = [(d_id, g_id) for g_id in self.generators for d_id in self._serving(g_id, round_index)]
+        expected = self._expected("feedback", edges, round_index)
+        outbox: list[Message] = []
+        if self.weighting is None:
+            found = self.team.workers.feedback(at)
+        else:
+            found, logits = self._judged(at)
+            shape = (self.batch_shape[0],)
+            for d_id, g_ids in served.items():
+                for g_id, row in zip(g_ids, logits[d_id], strict=True):
+                    outbox.append(self.wires.post.message(row, NONE, d_id, g_id, _LOGIT, round_index))
+            expected += [
+                Expected(source=s, target=t, kind=_LOGIT, shape=shape, codec=NONE, round=round_index)
+                for s, t in edges
+            ]
+        for d_id, gradients in found.items():
             with self.wires.post.computing(d_id):
                 for g_id, gradient in zip(served[d_id], gradients, strict=True):
                     outbox.append(self._message(gradient, d_id, g_id, "feedback", round_index))
-        edges = [(d_id, g_id) for g_id in self.generators for d_id in self._serving(g_id, round_index)]
-        return outbox, self._expected("feedback", edges, round_index)
+        return outbox, expected
+
+    def _judged(
+        self, images: Mapping[int, Sequence[Tensor]]
+    ) -> tuple[dict[int, list[Tensor]], dict[int, list[Tensor]]]:
+        """Each D-Node's gradients of its logits at each of its batches, and the logits."""
+        gradients: dict[int, list[Tensor]] = {}
+        logits: dict[int, list[Tensor]] = {}
+        for node, batches in images.items():
+            with self.wires.post.computing(node, FEEDBACK):
+                judged = [self.discriminators[node].judge(batch) for batch in batches]
+            gradients[node], logits[node] = ([each[k] for each in judged] for k in (0, 1))
+        return gradients, logits
 
     def _absorb(self, inbox: Sequence[Message]) -> None:
         """All G-Nodes step together, each along what its D-Nodes answered."""
         for g_id, g in self.generators.items():
             with self.wires.post.computing(g_id, ABSORB):
-                feedback = {m.source: content(m.packet) for m in inbox if m.target == g_id}
-                g.absorb(feedback, len(feedback) * self.batch_shape[0])
+                answers = {(m.kind, m.source): content(m.packet) for m in inbox if m.target == g_id}
+                feedback = {source: answer for (kind, source), answer in answers.items() if kind != _LOGIT}
+                if self.weighting is None:
+                    g.absorb(feedback, len(feedback) * self.batch_shape[0])
+                    continue
+                total = sum(self.shares[source] for source in feedback)
+                weighting = replace(
+                    self.weighting, shares=[self.shares[source] / total for source in feedback]
+                )
+                logits = [answers[_LOGIT, source] for source in feedback]
+                joined = weighting.joined(list(feedback.values()), logits)
+                g.absorb({_ALL: joined}, self.batch_shape[0])
+
+    def _delivered(
+        self, outbox: Sequence[Message], expected: Sequence[Expected], kind: str, round_index: int
+    ) -> list[Message]:
+        """Delivers images or answers, and with them what nodes measured of each other's links."""
+        ways = [(g_id, d_id) for g_id in self.wires.g_ids for d_id in self._serving(g_id, round_index)]
+        if kind == "feedback":
+            ways = [(d_id, g_id) for g_id, d_id in ways]
+        return self.wires.reports.deliver(outbox, expected, ways, round_index)
 
     def _message(self, batch: Tensor, source: int, target: int, kind: str, round_index: int) -> Message:
         codec = self.wires.choices[source].codec(kind, batch.numel(), round_index, [target])
@@ -173,6 +259,7 @@ class ModelParallel:
         return {**owner.state_dict(), **tensors}, {
             "choice": self.wires.choices[node].state_dict(),
             "team": meta,
+            "controller": None if self.controller is None else self.controller.state_dict(),
         }
 
     def restore(self, node: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -180,3 +267,6 @@ class ModelParallel:
         owner = self.discriminators.get(node) or self.generators[node]
         owner.load_state_dict(tensors)
         self.team.restore(node, tensors, meta["team"])
+        if self.controller is not None:
+            self.controller.load_state_dict(meta["controller"])
+            self._follow()

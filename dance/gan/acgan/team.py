@@ -97,7 +97,8 @@ class Team:
         """`begin`, deliver and `end` in one."""
         outbox, expected = self.begin(round_index)
         if self.gossip is not None and self.gossip.due(round_index):
-            self.gossip.end(self.wires.exchange.deliver(outbox, expected), round_index)
+            inbox = self.wires.reports.deliver(outbox, expected, self.gossip.ways(), round_index)
+            self.gossip.end(inbox, round_index)
 
     def state(self, node: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What a node's aggregation remembers."""

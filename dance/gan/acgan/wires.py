@@ -9,6 +9,7 @@ from dance.exchange import Exchange
 from dance.gan.choice import Choice
 from dance.gan.config import RunConfig
 from dance.gan.messages import Post
+from dance.gan.reports import Reports
 
 # G-Node 0: the hub of gossip, of averages and of what data parallel workers exchange.
 HUB = 0
@@ -22,6 +23,7 @@ class Wires:
     exchange: Exchange
     post: Post
     choices: dict[int, Choice]
+    reports: Reports
     g_ids: list[int]
     d_ids: list[int]
 
@@ -49,12 +51,14 @@ def _texts(config: RunConfig) -> dict[str, str]:
 def wires(config: RunConfig, exchange: Exchange, image_numel: int) -> Wires:
     """The wires of a run: G-Nodes (none where no hub is needed) come first, then D-Nodes."""
     num_generators = config.num_nodes - config.d_nodes
+    post = Post(exchange=exchange, seed=config.seed)
+    texts = _texts(config)
+    choices = {node: Choice(config, exchange, node, image_numel, texts) for node in exchange.nodes}
     return Wires(
         exchange=exchange,
-        post=Post(exchange=exchange, seed=config.seed),
-        choices={
-            node: Choice(config, exchange, node, image_numel, _texts(config)) for node in exchange.nodes
-        },
+        post=post,
+        choices=choices,
+        reports=Reports(post, choices),
         g_ids=list(range(num_generators)),
         d_ids=list(range(num_generators, config.num_nodes)),
     )
