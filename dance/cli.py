@@ -8,14 +8,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from dance.errors import DanceError
-
-if TYPE_CHECKING:
-    from dance.gan.config import RunConfig
 
 _INTERRUPTED = 130
 _LET_RANK_0_SPEAK_S = 5.0
@@ -328,99 +325,29 @@ def _print_end(summary: Mapping[str, Any], folder: Path, interrupted: bool) -> N
         print(f"  go on     dance train --resume {folder}")
 
 
-def _compare_config() -> type[Any]:
-    """The flags of `dance compare`: a list of algorithms and all flags of `dance train`."""
+def _compare(arguments: list[str]) -> int:
     import tyro
 
+    from dance.compare import command
     from dance.gan.config import RunConfig
 
-    @dataclass(frozen=True, kw_only=True)
-    class CompareConfig:
-        algorithms: tuple[str, ...] = ("ac-gan", "md-gan", "fl-gan", "standalone")
-        """Algorithms to run one after another under the same settings."""
-        run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
-        """The settings of every run."""
-
-    # Annotations are texts in this file; these names live in this function only.
-    CompareConfig.__annotations__["run"] = Annotated[RunConfig, tyro.conf.arg(name="")]
-    return CompareConfig
-
-
-def _compare(arguments: list[str]) -> int:
-    kind = _compare_config()
-    description = """Train with several algorithms one after another under one config, then show them side by
-side. Every run's folder lies below --out (default runs/compare); compare.json there holds the table.
-
-examples:
-  dance compare --rounds 500 --simulate
-  dance compare --algorithms ac-gan md-gan --partition classes:3 --out runs/skewed"""
-    config = _parse(kind, "dance compare", description, arguments)
-    from dance.gan.config import ALGORITHMS, under_torchrun, validate
-    from dance.gan.engine import run
-
-    if not config.algorithms or len(set(config.algorithms)) != len(config.algorithms):
-        raise ValueError(
-            f"compare: --algorithms: expected different algorithms, got {list(config.algorithms)}"
-        )
-    for name in config.algorithms:
-        if name not in ALGORITHMS:
-            raise ValueError(f"compare: unknown algorithm {name!r}; choose from {', '.join(ALGORITHMS)}")
-    if config.run.algorithm != "ac-gan":
-        raise ValueError(
-            f"compare: --algorithm {config.run.algorithm} has no use here; name all in --algorithms"
-        )
-    if config.run.resume is not None:
-        raise ValueError("compare: --resume goes on with one run; use dance train --resume FOLDER")
-    if under_torchrun() and not config.run.simulate:
-        raise ValueError("compare: its runs need different numbers of processes; call it without torchrun")
-    out = Path(config.run.out or "runs/compare")
-    runs = [replace(config.run, algorithm=name, out=str(out / name)) for name in config.algorithms]
-    for one in runs:
-        validate(one)  # all of them before the first takes its time
-    summaries: list[Mapping[str, Any]] = []
-    interrupted = False
-    for one in runs:
-        result = run(one)
-        summaries.append(result.summary)
-        interrupted = result.interrupted
-        if interrupted:
-            break
-    from dance.files import write_atomic
-
-    write_atomic(out / "compare.json", (json.dumps([dict(s) for s in summaries], indent=2) + "\n").encode())
-    _print_comparison(summaries, runs[0], out)
-    return _INTERRUPTED if interrupted else 0
-
-
-def _print_comparison(summaries: Sequence[Mapping[str, Any]], config: RunConfig, out: Path) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    from dance.report import megabytes
-
-    size = f"{config.d_nodes} D-Nodes, {config.rounds} rounds, seed {config.seed}"
-    table = Table(
-        title=f"{config.data}, {config.partition}, {size}", title_justify="left", box=box.SIMPLE_HEAD
+    if arguments and not arguments[0].startswith("-"):
+        _annotate(command.FoldersConfig, "folders", tyro.conf.Positional[tuple[str, ...]])
+        config = _parse(command.FoldersConfig, "dance compare", command.FOLDERS, arguments)
+        command.compare_folders(config)
+        return 0
+    # The flags of `dance train`, not `--run.rounds`; and --algorithms, as --methods was called once.
+    _annotate(command.CompareConfig, "run", Annotated[RunConfig, tyro.conf.arg(name="")])
+    _annotate(
+        command.CompareConfig, "methods", Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--algorithms"])]
     )
-    table.add_column("algorithm", no_wrap=True)
-    for column in ("score", "FID", "classes", "sent", "raw", "a D-Node", "time"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for summary in summaries:
-        histogram = summary.get("class_histogram")
-        table.add_row(
-            summary["algorithm"],
-            "" if summary.get("score") is None else f"{summary['score']:.2f}",
-            "" if summary.get("fid") is None else f"{summary['fid']:.4g}",
-            "" if histogram is None else f"{sum(share > 0.02 for share in histogram)}/{len(histogram)}",
-            megabytes(summary["bytes_sent"]),
-            megabytes(summary["raw_bytes"]),
-            megabytes(summary["bytes_per_node"]),
-            f"{summary['seconds']:.0f} s",
-        )
-    Console().print(table)
-    print("raw: the same messages uncompressed; a D-Node: what one of them sent and received on average")
-    print(f"runs and compare.json are in {out}/")
+    config = _parse(command.CompareConfig, "dance compare", command.DESCRIPTION, arguments)
+    return _INTERRUPTED if command.compare(config, arguments) else 0
+
+
+def _annotate(kind: type[Any], name: str, annotation: Any) -> None:
+    """Tell tyro what a field of `kind` looks like on the command line; annotations are texts elsewhere."""
+    kind.__annotations__[name] = annotation
 
 
 def _data_list(arguments: list[str]) -> int:

@@ -187,8 +187,10 @@ def test_wrong_commands_and_flags(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--partition", "classes:2", "--simulate"], 2, "use classes:3 or 5 nodes"),
         (["train", "--resume", "nowhere"], 1, "nowhere"),
         (["compare", "--algorithms", "ac-gan", "a-gan"], 2, "'a-gan'"),
-        (["compare", "--algorithms", "ac-gan", "ac-gan"], 2, "different algorithms"),
-        (["compare", "--algorithm", "md-gan"], 2, "--algorithms"),
+        (["compare", "--algorithms", "ac-gan", "ac-gan"], 2, "label="),
+        (["compare", "--algorithm", "md-gan"], 2, "--methods"),
+        (["compare", "--methods", "ac-gan:gosip_codec=int4"], 2, "did you mean 'gossip_codec'"),
+        (["compare", "nowhere"], 1, "nowhere"),
         (["compare", "--resume", "x"], 2, "dance train --resume"),
     ],
 )
@@ -312,31 +314,6 @@ def test_a_corrupt_checkpoint_is_named(run_folder: Path, capsys: pytest.CaptureF
         assert str(path) in text
     finally:
         path.write_bytes(whole)
-
-
-def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("torch")
-    out = tmp_path / "compare"
-    arguments = [
-        "compare",
-        "--algorithms",
-        "ac-gan",
-        "md-gan",
-        "standalone",
-        "--simulate",
-        *SHORT,
-        "--out",
-        str(out),
-    ]
-    assert cli.main(arguments) == 0
-    text = capsys.readouterr().out
-    table = json.loads((out / "compare.json").read_text())
-    assert [row["algorithm"] for row in table] == ["ac-gan", "md-gan", "standalone"]
-    for row in table:
-        assert (out / row["algorithm"] / "samples.png").exists()
-        assert row["algorithm"] in text
-    for column in ("algorithm", "FID", "raw", "a D-Node", "time"):
-        assert column in text
 
 
 def test_ctrl_c_leaves_a_usable_run(tmp_path: Path) -> None:

@@ -64,6 +64,10 @@ class RunConfig:
     """Who gossips with whom: hub (relayed by G-Node 0), or D-Nodes in a ring, complete or other graph."""
     rounds: int = 2000
     """Rounds to train."""
+    megabytes: float | None = None
+    """End earlier, once a D-Node has sent and received so many MB (1 MB = 1,000,000 bytes), on average."""
+    virtual_seconds: float | None = None
+    """End earlier, after so many seconds of the virtual clock (needs --simulate)."""
     seed: int = 0
     """The run's only seed: weights, data, noise and packets follow from it."""
     codec: str | None = None
@@ -144,6 +148,10 @@ class RunConfig:
     """Folder the run writes to; None: runs/ALGORITHM-DATA."""
     evaluate_every: int = 500
     """Rounds between two evaluations; 0: only at the end."""
+    evaluate_at: tuple[int, ...] = ()
+    """Further rounds after which to evaluate."""
+    evaluate_megabytes: tuple[float, ...] = ()
+    """Evaluate also when a D-Node has sent and received so many MB (needs --simulate)."""
     evaluate_images: int = 10_000
     """Generated images an evaluation draws."""
     checkpoint_every: int = 500
@@ -213,10 +221,10 @@ class RunConfig:
                     given[name] = group(**given[name])
                 except TypeError as error:
                     raise ValueError(f"config: bad group {name!r}: {error}") from None
-        for name in ("g_widths", "d_widths"):
+        for name in ("g_widths", "d_widths", "evaluate_at", "evaluate_megabytes"):
             if name in given:
                 if not isinstance(given[name], (list, tuple)):
-                    raise ValueError(f"config: {name} is {given[name]!r}; expected a list of widths")
+                    raise ValueError(f"config: {name} is {given[name]!r}; expected a list of numbers")
                 given[name] = tuple(given[name])
         return cls(**given)
 
@@ -253,6 +261,7 @@ def validate(config: RunConfig) -> None:
         "g_decay_rounds",
     ):
         at_least(name, getattr(config, name), 0)
+    _check_budget(config)
     if not config.round_ms > 0:
         raise ValueError(f"round_ms: {config.round_ms} must be positive, for example 100")
     for name in ("d_learning_rate", "g_learning_rate"):
@@ -341,6 +350,18 @@ def _check_simulation(config: RunConfig) -> None:
         raise ValueError(f"compute: {config.compute!r} is a virtual time; add --simulate or drop --compute")
     if config.stack != "off":
         raise ValueError(f"stack: {config.stack!r} is for nodes of one process; add --simulate or drop it")
+
+
+def _check_budget(config: RunConfig) -> None:
+    for name in ("megabytes", "virtual_seconds"):
+        value = getattr(config, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"{name}: {value} must be positive, for example 30")
+    if config.megabytes is not None and config.algorithm == "standalone":
+        raise ValueError("megabytes: standalone sends nothing; limit it by --rounds")
+    for name in ("virtual_seconds", "evaluate_megabytes"):
+        if getattr(config, name) and not config.simulate:
+            raise ValueError(f"{name}: only a simulated run knows it; add --simulate or drop it")
 
 
 def _check_topology(config: RunConfig) -> None:

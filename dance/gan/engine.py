@@ -25,6 +25,7 @@ from dance.errors import DanceError
 from dance.exchange import Exchange, ProcessGroupExchange, SimulatedExchange
 from dance.files import write_atomic, writing
 from dance.gan.acgan import acgan
+from dance.gan.budget import Budget
 from dance.gan.computing import parse_computing
 from dance.gan.config import RunConfig, under_torchrun, validate
 from dance.gan.flgan import Flgan
@@ -126,7 +127,11 @@ def resumed(config: RunConfig) -> RunConfig:
         "compute",
         "stragglers",
         "stack",
+        "megabytes",
+        "virtual_seconds",
         "evaluate_every",
+        "evaluate_at",
+        "evaluate_megabytes",
         "evaluate_images",
         "checkpoint_every",
     }
@@ -281,6 +286,7 @@ class _Run:
         self.last: dict[str, Any] = {}
         if config.resume is not None:
             self._restore(checkpoint.find(Path(config.resume)))
+        self.budget = Budget(config, exchange)
         # Only node 0's process writes the run's folder; the others write their checkpoints into it.
         self.writer: RunWriter | None = None
         if 0 in exchange.nodes:
@@ -294,19 +300,23 @@ class _Run:
 
     def train(self, stop: threading.Event) -> Result:
         config, interrupted = self.config, False
+        ended = config.simulate and self.budget.is_spent()  # a run that is resumed at its end
         title, shown = config.algorithm, self.writer is not None
         with Progress(config.rounds, start=self.done, title=title, show=shown) as progress:
-            while self.done < config.rounds and not interrupted:
+            while self.done < config.rounds and not ended:
                 began = time.perf_counter()
                 if isinstance(self.exchange, SimulatedExchange):
                     self.exchange.round = self.done
                 self.algorithm.round(self.done)
                 self.done += 1
                 if self.done % STOP_EVERY == 0:
-                    interrupted = self.exchange.any(stop.is_set())
+                    spent = self.budget.is_spent()
+                    ended = self.exchange.any(stop.is_set() or spent)
+                    interrupted = ended and not (self.budget.limited and self._anyone(spent))
                 self.seconds += time.perf_counter() - began
-                last = interrupted or self.done == config.rounds
-                if last or _due(self.done, config.evaluate_every):
+                last = ended or self.done == config.rounds
+                due = _due(self.done, config.evaluate_every) or self.done in config.evaluate_at
+                if self.budget.passes_mark() or due or last:
                     self._evaluate()
                 if last or _due(self.done, config.checkpoint_every):
                     self._save()
@@ -319,6 +329,11 @@ class _Run:
         self.exchange.any(False)
         summary = self.last if self.writer is not None else {}
         return Result(folder=config.folder, rounds=self.done, interrupted=interrupted, summary=summary)
+
+    def _anyone(self, flag: bool) -> bool:
+        """As `Exchange.any`, without a message where all nodes live here: a resumed run counts the same."""
+        alone = len(self.exchange.nodes) == self.exchange.num_nodes
+        return flag if alone else self.exchange.any(flag)
 
     def _evaluate(self, *, again: bool = False) -> None:
         """Collect the nodes' rows; at node 0 draw and score images. Its cost is in no byte and no second.
