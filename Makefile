@@ -27,7 +27,7 @@ help:  ## list the commands
 	@touch $@
 
 demo: .venv/installed  ## train a GAN over five processes and compressed gossip; pictures in runs/demo/
-	$(BIN)/dance train --rounds 3000 --d-nodes 4 --d-learning-rate 2e-3 --out runs/demo
+	$(BIN)/dance train --layout model-parallel --rounds 3000 --d-nodes 4 --d-learning-rate 2e-3 --out runs/demo
 
 test: .venv/installed  ## run the tests
 	$(BIN)/python -m pytest

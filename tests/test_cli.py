@@ -254,6 +254,8 @@ def test_closed_pipe_is_no_error() -> None:
 
 
 SHORT = [
+    "--layout",
+    "model-parallel",
     "--rounds",
     "6",
     "--evaluate-every",

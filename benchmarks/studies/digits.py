@@ -27,6 +27,7 @@ def one(name: str, seed: int) -> dict[str, object]:
         run(
             RunConfig(
                 algorithm=algorithm,
+                layout="model-parallel",
                 gossip_codec=codec,
                 seed=seed,
                 rounds=3000,

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from dance.exchange import Exchange
+from dance.gan.acgan.average import disagreement
 from dance.gan.acgan.data_parallel import DataParallel
 from dance.gan.acgan.model_parallel import ModelParallel, Nodes
 from dance.gan.config import RunConfig
@@ -54,7 +55,8 @@ class Adaptive:
             return False
         settings = self.config.acgan
         enough = layout.delta.average.num_bytes >= settings.switch_bytes * layout.delta.reference.numel()
-        return enough and sum(self.skews) / len(self.skews) > settings.switch_skew
+        skew = sum(self.skews) / len(self.skews)
+        return enough and disagreement(skew, self.config.d_nodes) > settings.switch_above
 
     def _switch(self, layout: DataParallel) -> None:
         """theta_i, its public copy and the hub's all begin as the reference, which all nodes hold."""

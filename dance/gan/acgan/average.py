@@ -10,6 +10,7 @@ Tang et al. 2019). With codec none p is the mean itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,16 @@ class Mean:
 
     vector: Tensor
     moment: Tensor | None
+
+
+def disagreement(skew: float, num_workers: int) -> float:
+    """The energy in which workers' vectors differ over what they share, free of the number of workers.
+
+    With x_i = shared + own_i, all orthogonal, skew is (shared + own) / (shared + own / N) in energies, and
+    this is own / shared: 0 where all agree, infinite where nothing is shared.
+    """
+    rest = 1 - skew / num_workers
+    return max(0.0, skew - 1) / rest if rest > 0 else math.inf
 
 
 class FeedbackAverage:

@@ -14,6 +14,7 @@ second moments travel with the exchanges; Adam's own stay where they are.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,6 +30,8 @@ from dance.gan.acgan.wires import HUB, wires
 from dance.gan.computing import ABSORB, GENERATE
 from dance.gan.config import RunConfig
 from dance.gan.nodes import DNode, GNode, build_generator, discriminator_net, under
+
+_LOG = logging.getLogger("dance.gan")
 
 
 class DataParallel:
@@ -48,6 +51,15 @@ class DataParallel:
         self.servers = {
             node: build_generator(config, shape, node) for node in self.wires.g_ids if node in exchange.nodes
         }
+        if self.servers and self.sync in ("delta", "choco") and config.rounds < self.period:
+            _LOG.warning(
+                "ac-gan: %d rounds are less than the %d between two exchanges of the %s layout, so the "
+                "generator that is evaluated is never trained; take more --rounds, a smaller "
+                "--acgan.sync-period or --layout model-parallel",
+                config.rounds,
+                self.period,
+                config.layout,
+            )
         first_d, first_g = discriminator_net(config, shape), build_generator(config, shape, HUB).net
         self.team = Team(config, self.wires, self.discriminators, first_d, aggregates=self.sync != "delta")
         self.delta: Delta | None = None

@@ -1,0 +1,90 @@
+"""How far do data parallel workers disagree at an exchange? The threshold of AC-GAN's adaptive layout.
+
+    python benchmarks/studies/skew.py             everything, about an hour on 2 cores; done runs are kept
+    python benchmarks/studies/skew.py digits 4    only some runs: one data set, one number of nodes
+
+Phase 1 alone, 600 rounds with an exchange every 100, on iid and on skewed data. Writes
+benchmarks/results/skew.json and prints the table of docs/results.md.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from dance.data import load
+from dance.exchange import SimulatedExchange
+from dance.gan import AcganConfig, RunConfig
+from dance.gan.acgan import DataParallel
+from dance.gan.engine import parts_of
+
+SEEDS = (0, 1, 2)
+# Four nodes of two classes each cannot hold ten classes.
+PARTITIONS = {4: ("iid", "dirichlet:0.2", "classes:3"), 8: ("iid", "dirichlet:0.2", "classes:2")}
+DATA = ("digits", "fashion-mnist")
+ROUNDS, PERIOD, WINDOW = 600, 100, 5
+RUNS = Path("runs/studies/skew")
+RESULTS = Path(__file__).parents[1] / "results" / "skew.json"
+
+
+def one(data: str, nodes: int, partition: str, seed: int) -> dict[str, Any]:
+    """The skew at every exchange of one run."""
+    file = RUNS / f"{data}-{nodes}-{partition.replace(':', '-')}-{seed}.json"
+    if not file.exists():
+        config = RunConfig(
+            layout="data-parallel",
+            data=data,
+            partition=partition,
+            d_nodes=nodes,
+            seed=seed,
+            simulate=True,
+            acgan=AcganConfig(sync_period=PERIOD),
+        )
+        workers = DataParallel(config, SimulatedExchange(config.num_nodes), parts_of(config, load(data)))
+        skews = []
+        for round_index in range(ROUNDS):
+            workers.round(round_index)
+            if workers.exchanges(round_index):
+                skews.append(workers.measured()["skew"])
+        row = {"data": data, "nodes": nodes, "partition": partition, "seed": seed, "skews": skews}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(row))
+    row = json.loads(file.read_text())
+    return row | {"mean": statistics.mean(row["skews"][-WINDOW:])}
+
+
+def cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
+
+
+def main() -> None:
+    only = set(sys.argv[1:])
+    cases = [
+        (data, nodes, partition, seed)
+        for seed in SEEDS
+        for nodes, partitions in PARTITIONS.items()
+        for data in DATA
+        for partition in partitions
+        if not only or {data, str(nodes)} >= only
+    ]
+    rows = [one(*case) for case in cases]
+    if not only:
+        RESULTS.write_text(json.dumps({"machine": cpu(), "rows": rows}, indent=1) + "\n")
+    print("| data | nodes | partition | skew, each seed | mean / N |\n|---|---|---|---|---|")
+    for data, nodes, partition in dict.fromkeys(case[:3] for case in cases):
+        means = [
+            row["mean"]
+            for row in rows
+            if (row["data"], row["nodes"], row["partition"]) == (data, nodes, partition)
+        ]
+        cells = " ".join(f"{mean:.2f}" for mean in means)
+        print(f"| {data} | {nodes} | {partition} | {cells} | {statistics.mean(means) / nodes:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
