@@ -148,7 +148,7 @@ def test_averages_follow_the_recursion_with_feedback_both_ways() -> None:
     config = replace(TINY, codec="sign", layout="data-parallel")
     ways = wires(config, SimulatedExchange(4), math.prod(SHAPE))
     numel, turns = 600, 12
-    average = FeedbackAverage(ways, numel, "model")
+    average = FeedbackAverage(ways, numel, "delta")
     random = np.random.default_rng(0)
     e: Array = np.zeros((3, numel))
     e_s: Array = np.zeros((1, numel))
@@ -174,7 +174,7 @@ def test_averages_follow_the_recursion_with_feedback_both_ways() -> None:
 def test_skew_is_one_where_workers_agree_and_their_number_where_they_do_not() -> None:
     ways = wires(replace(TINY, codec="none"), SimulatedExchange(4), math.prod(SHAPE))
     for vectors, skew in ((torch.ones(3, 9), 1.0), (torch.eye(3, 9), 3.0), (torch.zeros(3, 9), 1.0)):
-        average = FeedbackAverage(ways, 9, "model")
+        average = FeedbackAverage(ways, 9, "delta")
         average.mean({n: vectors[n - 1] for n in (1, 2, 3)}, 0)
         assert average.skew == pytest.approx(skew, rel=1e-6)
     assert disagreement(1.0, 3) == 0.0
@@ -191,9 +191,9 @@ def test_data_parallel_workers_send_nothing_but_at_exchanges() -> None:
     nodes = data_parallel(config, rounds=11)
     counts = nodes.wires.exchange.counts
     numel = nodes.generators[1].net.theta.numel() + nodes.discriminators[1].net.theta.numel()
-    assert counts.of(kind="model").sent_bytes == 2 * 2 * 3 * dance.codec("int4").packet_nbytes(numel)
+    assert counts.of(kind="delta").sent_bytes == 2 * 2 * 3 * dance.codec("int4").packet_nbytes(numel)
     assert counts.of(kind="moment").sent_bytes == 2 * 2 * 3 * dance.codec("none").packet_nbytes(6)
-    assert set(counts.kinds) == {"model", "moment"}
+    assert set(counts.kinds) == {"delta", "moment"}
     assert nodes.delta is not None
     assert nodes.delta.average.num_bytes == counts.of(node=1).sent_bytes + counts.of(node=1).received_bytes
 
@@ -348,4 +348,4 @@ def test_auto_chooses_the_codec_of_exchanged_models(links: str, codec: str) -> N
     nodes = DataParallel(config, SimulatedExchange(4, parse_links(links)), parts(config))
     for r in range(60):
         nodes.round(r)
-    assert nodes.codecs(1)["model"] == nodes.codecs(0)["model"] == codec
+    assert nodes.codecs(1)["delta"] == nodes.codecs(0)["delta"] == codec

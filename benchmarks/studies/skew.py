@@ -2,6 +2,7 @@
 
     python benchmarks/studies/skew.py             everything, about an hour on 2 cores; done runs are kept
     python benchmarks/studies/skew.py digits 4    only some runs: one data set, one number of nodes
+    python benchmarks/studies/skew.py table       the runs that are done, and nothing else
 
 Phase 1 alone, 600 rounds with an exchange every 100, on iid and on skewed data. Writes
 benchmarks/results/skew.json and prints the table of docs/results.md.
@@ -20,20 +21,26 @@ from dance.data import load
 from dance.exchange import SimulatedExchange
 from dance.gan import AcganConfig, RunConfig
 from dance.gan.acgan import DataParallel
+from dance.gan.acgan.average import disagreement
 from dance.gan.engine import parts_of
 
 SEEDS = (0, 1, 2)
 # Four nodes of two classes each cannot hold ten classes.
 PARTITIONS = {4: ("iid", "dirichlet:0.2", "classes:3"), 8: ("iid", "dirichlet:0.2", "classes:2")}
 DATA = ("digits", "fashion-mnist")
-ROUNDS, PERIOD, WINDOW = 600, 100, 5
+# The first exchanges, in which all models change quickly, say little.
+ROUNDS, PERIOD, WINDOW = 600, 100, 3
 RUNS = Path("runs/studies/skew")
 RESULTS = Path(__file__).parents[1] / "results" / "skew.json"
 
 
+def file_of(data: str, nodes: int, partition: str, seed: int) -> Path:
+    return RUNS / f"{data}-{nodes}-{partition.replace(':', '-')}-{seed}.json"
+
+
 def one(data: str, nodes: int, partition: str, seed: int) -> dict[str, Any]:
     """The skew at every exchange of one run."""
-    file = RUNS / f"{data}-{nodes}-{partition.replace(':', '-')}-{seed}.json"
+    file = file_of(data, nodes, partition, seed)
     if not file.exists():
         config = RunConfig(
             layout="data-parallel",
@@ -54,7 +61,12 @@ def one(data: str, nodes: int, partition: str, seed: int) -> dict[str, Any]:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(row))
     row = json.loads(file.read_text())
-    return row | {"mean": statistics.mean(row["skews"][-WINDOW:])}
+    skew = statistics.mean(row["skews"][-WINDOW:])
+    return row | {"skew": skew, "own_over_shared": disagreement(skew, nodes)}
+
+
+def is_done(case: tuple[str, int, str, int]) -> bool:
+    return file_of(*case).exists()
 
 
 def cpu() -> str:
@@ -70,20 +82,17 @@ def main() -> None:
         for nodes, partitions in PARTITIONS.items()
         for data in DATA
         for partition in partitions
-        if not only or {data, str(nodes)} >= only
+        if only <= {data, str(nodes)} or only == {"table"}
     ]
-    rows = [one(*case) for case in cases]
-    if not only:
+    rows = [one(*case) for case in cases if only != {"table"} or is_done(case)]
+    if not only or only == {"table"}:
         RESULTS.write_text(json.dumps({"machine": cpu(), "rows": rows}, indent=1) + "\n")
-    print("| data | nodes | partition | skew, each seed | mean / N |\n|---|---|---|---|---|")
-    for data, nodes, partition in dict.fromkeys(case[:3] for case in cases):
-        means = [
-            row["mean"]
-            for row in rows
-            if (row["data"], row["nodes"], row["partition"]) == (data, nodes, partition)
-        ]
-        cells = " ".join(f"{mean:.2f}" for mean in means)
-        print(f"| {data} | {nodes} | {partition} | {cells} | {statistics.mean(means) / nodes:.2f} |")
+    print("| data | nodes | partition | skew, each seed | own / shared, each seed |\n|---|---|---|---|---|")
+    for case in sorted({case[:3] for case in cases}):
+        own = [row for row in rows if (row["data"], row["nodes"], row["partition"]) == case]
+        skews = " ".join(f"{row['skew']:.2f}" for row in own)
+        cells = " ".join(f"{row['own_over_shared']:.1f}" for row in own)
+        print("| " + " | ".join(map(str, case)) + f" | {skews} | {cells} |")
 
 
 if __name__ == "__main__":

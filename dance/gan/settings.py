@@ -49,7 +49,7 @@ class AcganConfig:
     """Data parallel: rounds between two exchanges of models."""
     sync_codec: str = "int4"
     """Data parallel: codec of exchanged models, or auto."""
-    switch_above: float = 4.0
+    switch_above: float = 2.8
     """Adaptive layout: go model parallel where workers' changes differ by so many times what they share."""
     switch_bytes: float = 16.0
     """Adaptive layout: bytes a parameter of G and D that a worker exchanges before the run may switch."""
@@ -73,7 +73,7 @@ class AcganConfig:
         if self.step_size is not None and not 0 < self.step_size <= 1:
             raise ValueError(f"acgan.step_size: {self.step_size} must be in (0, 1], for example 0.5")
         if not self.switch_above >= 0:
-            raise ValueError(f"acgan.switch_above: {self.switch_above} must be 0 or more, for example 4")
+            raise ValueError(f"acgan.switch_above: {self.switch_above} must be 0 or more, for example 2.8")
         if not 0 <= self.switch_bytes < float("inf"):
             raise ValueError(f"acgan.switch_bytes: {self.switch_bytes} must be 0 or more, for example 16")
 
