@@ -1,10 +1,12 @@
 """Measures everything in docs/performance.md, in one command, and writes its tables there.
 
     python -m benchmarks.performance                 10 minutes or so, on an idle machine; --help for less
+    python -m benchmarks.performance --brief         targets and threads alone: 3 minutes or so
 
 Run it from the source tree. On one thread: every codec and operation beside memcpy and the peers that are
 installed, in the same rounds. Then input of 16 bits, two threads against one, small calls from Python, and
-AVX2 alone (DANCE_CPU=avx2). Writes benchmarks/results/cpu_<name of the CPU>.json.
+AVX2 alone (DANCE_CPU=avx2). Writes benchmarks/results/cpu_<name of the CPU>_<target>.json, and the tables
+of that CPU target: machines whose CPUs have one name may differ in what they can do.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ DOCUMENT = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "benchmarks" / "results"
 COMMAND = "python -m benchmarks.performance"
 _SMALL_CALLS = 1000
+_CASE = ("codec", "operation")
 _HALVES = ("none", "int8")
 _HALVES_OPERATIONS = ("encode", "encode_feedback", "decode", "decode_add")
 
@@ -53,6 +56,8 @@ class Config:
     """Rounds over all cases of a size; medians and ranges are over rounds."""
     peers: bool = True
     """Measure other libraries too, those that are installed."""
+    brief: bool = False
+    """Measure what there is a target for, and nothing else."""
     write: bool = True
     """Write the results file and the tables of docs/performance.md; else print only."""
 
@@ -66,10 +71,11 @@ def main() -> int:
     print(text)
     if config.write:
         name = re.sub(r"[^A-Za-z0-9]+", "-", cpu_name()).strip("-")
-        path = RESULTS / f"cpu_{name}.json"
+        target = results.machine["cpu_target"]
+        path = RESULTS / f"cpu_{name}_{target}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(results.entry(), indent=1) + "\n")
-        tables.rewrite(DOCUMENT, text)
+        tables.rewrite(DOCUMENT, text, target)
         print(f"\nwrote {path.relative_to(ROOT)} and {DOCUMENT.relative_to(ROOT)}", file=sys.stderr)
     return 0
 
@@ -82,6 +88,9 @@ def measure(config: Config) -> tables.Results:
         repetitions=config.repetitions,
         peers=config.peers,
     )
+    if config.brief:
+        codecs, operations = (dict.fromkeys(getattr(t, field) for t in targets.MEMCPY) for field in _CASE)
+        base = replace(base, codec=config.codec or tuple(codecs), operation=tuple(operations))
     numels = [bench.elements(text) for text in config.numel]
     _say("one thread, every codec and operation")
     run = bench.measure(base)
@@ -89,13 +98,13 @@ def measure(config: Config) -> tables.Results:
     built = {(r.case.codec, r.case.operation) for r in run.results}
     wanted = [case for case in wanted if (case.codec, case.operation) in built]
     _say("input of 16 bits")
-    halves = _halves(base)
+    halves = [] if config.brief else _halves(base)
     _say("two threads")
     threads = [row for numel in numels for row in _two_threads(wanted, numel, config.repetitions)]
     _say("small calls")
-    small = _small_calls(base, config.repetitions)
+    small = [] if config.brief else _small_calls(base, config.repetitions)
     _say("AVX2 alone")
-    avx2 = _avx2(wanted, config.repetitions, max(numels))
+    avx2 = _avx2(wanted, config.repetitions, max(numels), run)
     peers = bench.load_peers() if config.peers else None
     return tables.Results(
         command=command_of([*COMMAND.split(), *sys.argv[1:]]),
@@ -109,6 +118,7 @@ def measure(config: Config) -> tables.Results:
         threads=threads,
         small=small,
         avx2=avx2,
+        brief=config.brief,
     )
 
 
@@ -193,10 +203,14 @@ def _seconds(call: Callable[[], object]) -> float:
     return (time.perf_counter() - start) / _SMALL_CALLS
 
 
-def _avx2(wanted: Sequence[Case], repetitions: int, numel: int) -> list[Row]:
-    """The ratios to memcpy of a process that was told to use AVX2."""
+def _avx2(wanted: Sequence[Case], repetitions: int, numel: int, run: Run) -> list[Row]:
+    """The ratios to memcpy with AVX2: of this run, or of a process that was told to use it."""
     if "avx2" not in dance.info()["cpu_targets"] or not wanted:
         return []
+    if dance.info()["cpu_target"] == "avx2":
+        here = [r for r in run.results if r.peer is None and r.case.numel == numel]
+        ratios = {(r.case.codec, r.case.operation): tuple(sorted(r.memcpy_ratios)) for r in here}
+        return [_avx2_row(case, numel, ratios[case.codec, case.operation]) for case in wanted]
     command = [sys.executable, "-m", "dance", "bench", "--json", "--numel", str(numel)]
     command += ["--repetitions", str(repetitions)]
     command += ["--codec", *dict.fromkeys(case.codec for case in wanted)]
@@ -208,19 +222,24 @@ def _avx2(wanted: Sequence[Case], repetitions: int, numel: int) -> list[Row]:
         return [Row(what="AVX2", size=numel, wanted=None, unit="", missing=done.stderr.strip()[-200:])]
     report = json.loads(done.stdout)
     assert report["cpu_target"] == "avx2"
-    least = {(t.codec, t.operation): t.dram for t in targets.MEMCPY}
-    found = []
-    for entry in report["results"]:
-        key = (entry["codec"].partition(":")[0], entry["operation"])
-        if key in least:
-            full = least[key]
-            dram = None if full is None or numel != targets.DRAM else targets.AVX2_SHARE * full
-            values = (entry["memcpy_ratio_min"], entry["memcpy_ratio"], entry["memcpy_ratio_max"])
-            row = Row(
-                what=targets.operation_name(*key), size=numel, wanted=dram, unit="x memcpy", values=values
-            )
-            found.append(row)
-    return found
+    asked = {(case.codec, case.operation) for case in wanted}
+    return [
+        _avx2_row(
+            Case(codec=entry["codec"], operation=entry["operation"], numel=numel),
+            numel,
+            (entry["memcpy_ratio_min"], entry["memcpy_ratio"], entry["memcpy_ratio_max"]),
+        )
+        for entry in report["results"]
+        if (entry["codec"], entry["operation"]) in asked
+    ]
+
+
+def _avx2_row(case: Case, numel: int, ratios: tuple[float, ...]) -> Row:
+    codec = case.codec.partition(":")[0]
+    full = next(t.dram for t in targets.MEMCPY if (t.codec, t.operation) == (codec, case.operation))
+    wanted = None if full is None or numel != targets.DRAM else targets.AVX2_SHARE * full
+    name = targets.operation_name(codec, case.operation)
+    return Row(what=name, size=numel, wanted=wanted, unit="x memcpy", values=ratios)
 
 
 def cpu_name() -> str:

@@ -12,12 +12,10 @@ from benchmarks.targets import Row, operation_name
 from dance import bench
 from dance.bench import BenchConfig, Measurement, Run
 
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """All that one run of `benchmarks.performance` measured."""
+    """All that one run of `benchmarks.performance` measured; `brief`: targets and threads alone."""
 
     command: str
     machine: dict[str, Any]
@@ -30,6 +28,7 @@ class Results:
     threads: list[Row]
     small: list[Row]
     avx2: list[Row]
+    brief: bool = False
 
     def entry(self) -> dict[str, Any]:
         """The results as JSON has them."""
@@ -49,12 +48,18 @@ class Results:
 
 
 def document(results: Results) -> str:
-    """The generated part of docs/performance.md."""
+    """The generated part of docs/performance.md for the CPU target of these results."""
+    target = results.machine["cpu_target"]
+    forced = "" if target == "avx2" else " (`DANCE_CPU=avx2`)"
     parts = [
         _heading(results),
-        "### Targets\n\n" + _rows(results.targets, "case"),
+        f"### Targets, {target}\n\n" + _rows(results.targets, "case"),
         "### Two threads against one\n\n" + _rows(results.threads, "case"),
-        f"### AVX2 alone (`DANCE_CPU=avx2`)\n\n{_rows(results.avx2, 'case')}",
+        f"### AVX2 alone{forced}\n\n{_rows(results.avx2, 'case')}",
+    ]
+    if results.brief:
+        return "\n\n".join(parts)
+    parts += [
         "### 4 Ki elements from Python, codec as text, packet reused, microseconds a call\n\n"
         + _rows(results.small, "call"),
         "### Beside peers\n\n" + _peers(results),
@@ -64,14 +69,15 @@ def document(results: Results) -> str:
     return "\n\n".join(parts)
 
 
-def rewrite(path: Path, text: str) -> None:
-    """Puts the text between the markers of a document; ValueError where it has none."""
+def rewrite(path: Path, text: str, target: str) -> None:
+    """Puts the text between the markers of a CPU target in a document; ValueError where it has none."""
+    first, last = f"<!-- measured with {target}: begin -->", f"<!-- measured with {target}: end -->"
     old = path.read_text()
-    head, begin, rest = old.partition(BEGIN)
-    _, end, tail = rest.partition(END)
+    head, begin, rest = old.partition(first)
+    _, end, tail = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"{path}: expected the lines {BEGIN} and {END}; put them back")
-    path.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}")
+        raise ValueError(f"{path}: expected the lines {first} and {last}; add them where the tables belong")
+    path.write_text(f"{head}{first}\n\n{text}\n\n{last}{tail}")
 
 
 def _heading(results: Results) -> str:

@@ -184,8 +184,8 @@ struct Encoder {
     }
   }
 
-  // Codes and states of row r. A bad block of a codec with scales is sent as zeros and its state stays; a codec without
-  // scales skips just the bad elements.
+  // Codes and states of row r. A bad block of a codec with scales is sent as zeros and its state kept; a codec without
+  // scales does so with just the bad elements.
   __device__ __forceinline__ void encode_row(const Task& task, uint32_t r, const Coder (&coder)[2],
                                              const bool (&sound)[2]) {
     const uint64_t start = task.start + r * kRow;
@@ -200,8 +200,9 @@ struct Encoder {
       const float value = has_scales<Codec> || finite ? v[t] : 0.0f;
       const Coded coded = Codec::encode(coder[t / 4], value, drawn[t]);
       code[t] = has_scales<Codec> && !sent ? 0u : coded.code;
-      chosen |= sent ? 1u << t : 0u;
-      state[t] = next_state<op>(state[t], v[t], coded.decoded);
+      const bool moves = sent || (op == Operation::difference && is_finite(state[t]));
+      chosen |= moves ? 1u << t : 0u;
+      state[t] = sent ? next_state<op>(state[t], v[t], coded.decoded) : kept_state<op>(state[t]);
       if (!finite) lower(nonfinite, job.begin + start + place_of(warp.lane, t));
     }
     store_codes(task, r, code);

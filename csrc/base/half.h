@@ -14,11 +14,11 @@ DANCE_HD float half_to_float(uint32_t half) {
   return static_cast<int32_t>(half & 0x7fffu) < 0x7c00 ? Binary16::to_float(half) : bits_float(special);
 }
 
+// Of finite values.
 DANCE_HD uint32_t float_to_bfloat(float value) {
-  const uint32_t bits = float_bits(value);
-  const uint32_t size = bits & kMagnitudeMask;
-  const uint32_t rounded = (size + 0x7fffu + ((size >> 16) & 1u)) >> 16;
-  return (static_cast<int32_t>(rounded) < 0x7f7f ? rounded : 0x7f7fu) | ((bits >> 16) & 0x8000u);
+  const uint32_t bits = float_bits(value), rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  // What is finite is rounded to infinity at most.
+  return rounded - ((rounded & 0x7fffu) == 0x7f80u ? 1u : 0u);
 }
 
 DANCE_HD float bfloat_to_float(uint32_t bfloat) { return bits_float(bfloat << 16); }

@@ -58,10 +58,21 @@ DANCE_HD float next_state(float state, float v, float decoded) {
   return op == Operation::feedback ? v - decoded : saturate(state + decoded);
 }
 
+// The state of what is sent as zero because it is not finite: a residual stays, and to a reference the sender adds +0.0
+// as receivers do, which makes a difference to -0.0.
+template <Operation op>
+DANCE_HD float kept_state(float state) {
+  return op == Operation::difference && is_finite(state) ? state + 0.0f : state;
+}
+
 // A sum of finite numbers stays finite, as a sender's own reference does; what was infinite or NaN before stays so.
+// Selects between floats so that a NaN of the sum is what remains, as one vector instruction each.
 DANCE_HD float add_finite(float out, float value) {
-  const float sum = out + value;
-  return is_finite(out) ? saturate(sum) : sum;
+  const int32_t size = static_cast<int32_t>(magnitude(out)), most = static_cast<int32_t>(kInfinityBits) - 1;
+  const float high = bits_float(static_cast<uint32_t>(size > most ? size : most)), low = -high;
+  float sum = out + value;
+  sum = high < sum ? high : sum;
+  return low > sum ? low : sum;
 }
 
 template <bool add>

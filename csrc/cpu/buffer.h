@@ -7,6 +7,10 @@
 
 namespace dance::cpu {
 
+// What a thread keeps from call to call, in bytes: of a selector, of the parts of a selection, and of a reduction.
+constexpr uint64_t kKeptBySelector = uint64_t{16} << 20, kKeptByParts = uint64_t{16} << 20;
+constexpr uint64_t kKeptByReduction = uint64_t{8} << 20;
+
 // First touches of fresh pages cost more than the loops; what a large array needed is given back at the end of the call
 // (trim). Pages that are never touched cost nothing.
 template <class T>
@@ -28,8 +32,8 @@ class Buffer {
     }
     return data_;
   }
-  void trim() {
-    if (capacity_ * sizeof(T) <= kKept) return;
+  void trim(uint64_t most_nbytes) {
+    if (capacity_ * sizeof(T) <= most_nbytes) return;
     std::free(data_);
     data_ = nullptr;
     capacity_ = 0;
@@ -37,7 +41,6 @@ class Buffer {
   T* data() const { return data_; }
 
  private:
-  static constexpr uint64_t kKept = uint64_t{8} << 20;
   T* data_ = nullptr;
   uint64_t capacity_ = 0;
 };

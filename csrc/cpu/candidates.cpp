@@ -306,12 +306,15 @@ Selection select_global(Operation operation, const SelectJob& job, Bounds bounds
 }
 
 void trim_candidates() {
-  for (auto& part : parts_of_thread().all) {
-    part->indices.trim();
-    part->values.trim();
-    part->scratch.trim();
-    part->nonfinite.trim();
-    part->aside.trim();
+  Parts& parts = parts_of_thread();
+  // Half of it for candidates, and half for what was not finite, which is seldom touched but asked for.
+  const uint64_t half = kKeptByParts / 2 / (parts.all.empty() ? 1 : parts.all.size());
+  for (auto& part : parts.all) {
+    part->indices.trim(half / 3);
+    part->values.trim(half / 3);
+    part->scratch.trim(half / 3);
+    part->nonfinite.trim(half / 2);
+    part->aside.trim(half / 2);
   }
 }
 

@@ -3,6 +3,10 @@
 
 #include <cstdlib>
 
+#if defined(DANCE_HAS_AVX2)
+#include <cpuid.h>
+#endif
+
 #include "base/error.h"
 
 namespace dance::cpu {
@@ -18,12 +22,17 @@ struct Target {
 bool always() { return true; }
 
 #if defined(DANCE_HAS_AVX2)
-bool has_avx2() { return __builtin_cpu_supports("avx2") != 0; }
+// clang 14 has no name for F16C.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+bool has_avx2() { return __builtin_cpu_supports("avx2") && has_f16c(); }
 #endif
 #if defined(DANCE_HAS_AVX512)
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && has_f16c();
 }
 #endif
 

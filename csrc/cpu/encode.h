@@ -57,7 +57,7 @@ int64_t first_nonfinite(const float* x, const float* state, uint32_t n) {
   return -1;
 }
 
-// Codecs without scales: a non-finite element is sent as zero and its state stays. Returns the largest magnitude.
+// Codecs without scales: a non-finite element is sent as zero and its state kept. Returns the largest magnitude.
 template <class Codec, Operation op, uint32_t Fixed>
 inline uint32_t encode_plain(const float* __restrict x, float* __restrict state, float* __restrict v,
                              uint8_t* __restrict codes, uint32_t n) {
@@ -76,10 +76,29 @@ inline uint32_t encode_plain(const float* __restrict x, float* __restrict state,
     out[i] = static_cast<Code>(coded.code);
     if (op != Operation::encode) {
       const float next = next_state<op>(old, sent, coded.decoded);
-      state[i] = size < kInfinityBits ? next : old;
+      state[i] = size < kInfinityBits ? next : kept_state<op>(old);
     }
   }
   return largest;
+}
+
+// The same for codes that are float16 numbers, in passes over L1, so that instructions can convert them.
+template <Operation op>
+inline uint32_t encode_halves(const float* __restrict x, float* __restrict state, float* __restrict v,
+                              uint8_t* __restrict codes, uint32_t n) {
+  alignas(64) float decoded[kChunk];
+  auto* out = reinterpret_cast<uint16_t*>(codes);
+  const float* whole = x;
+  if (op != Operation::encode) {
+    for (uint32_t i = 0; i < n; ++i) decoded[i] = value_at<op>(x, state, i);
+    whole = decoded;
+  }
+  if (!all_finite(whole, n)) return encode_plain<Fp16, op, 0>(x, state, v, codes, n);
+  narrow_halves(whole, out, n);
+  if (op == Operation::encode) return 0;
+  widen_halves(out, decoded, n);
+  for (uint32_t i = 0; i < n; ++i) state[i] = next_state<op>(state[i], value_at<op>(x, state, i), decoded[i]);
+  return 0;
 }
 
 // Codes of a byte, in the order of the elements.
@@ -157,7 +176,7 @@ inline void encode_block(const EncodeJob& job, Scratch& scratch, typename Codec:
 
 // First the statistics of all blocks, then their coders, then their codes: the latency of the reductions and divisions
 // of one block is hidden behind the work on others. num blocks of n elements each, the first of which is block b of the
-// array; returns the offset of the first non-finite element, or -1. A bad block is sent as zeros and its state stays.
+// array; returns the offset of the first non-finite element, or -1. A bad block is sent as zeros and its state kept.
 template <class Codec, Operation op, uint32_t Fixed>
 inline int64_t encode_group(const EncodeJob& job, Scratch& scratch, uint64_t b, uint32_t num, const float* x,
                             float* state, uint32_t n) {
@@ -198,6 +217,7 @@ inline int64_t encode_group(const EncodeJob& job, Scratch& scratch, uint64_t b, 
     const uint64_t size = packs_words<Codec> && job.bits < 8 ? 4 * words_of(n, job.bits) : n;
     for (uint64_t at = 0; at < size; ++at) codes[i * codes_nbytes + at] = 0;
     if (bad < 0) bad = i * n + first_nonfinite<op>(x + i * n, state + i * n, n);
+    for (uint32_t e = i * n; op == Operation::difference && e < (i + 1) * n; ++e) state[e] = kept_state<op>(state[e]);
   }
   return bad;
 }
@@ -226,9 +246,13 @@ int64_t encode_blocks(const EncodeJob& job, uint64_t first, uint64_t last) {
       for (uint32_t i = 0; i < num; ++i) {
         uint8_t* codes = job.codes + codes_offset<Codec>(b + i, job.block, job.bits);
         const uint32_t from = i * fixed;
-        const uint32_t largest = grouped
-                                     ? encode_plain<Codec, op, fixed>(x + from, state + from, scratch.v, codes, fixed)
-                                     : encode_plain<Codec, op, 0>(x, state, scratch.v, codes, n);
+        uint32_t largest;
+        if constexpr (sends_halves<Codec>) {
+          largest = encode_halves<op>(x + from, state + from, scratch.v, codes, n);
+        } else {
+          largest = grouped ? encode_plain<Codec, op, fixed>(x + from, state + from, scratch.v, codes, fixed)
+                            : encode_plain<Codec, op, 0>(x, state, scratch.v, codes, n);
+        }
         if (__builtin_expect(largest >= kInfinityBits, 0) && offset < 0) {
           offset =
               from + first_nonfinite<Operation::encode>(op == Operation::encode ? x + from : scratch.v, nullptr, n);

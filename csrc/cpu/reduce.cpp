@@ -123,7 +123,7 @@ EncodeResult reduce_whole(const ReduceRequest& request) {
   }
   if (request.encode_into != nullptr) {
     const EncodeResult result = encode_sum(*request.encode_into, sum);
-    buffer.trim();
+    buffer.trim(kKeptByReduction);
     return result;
   }
   if (!direct) {
@@ -131,7 +131,7 @@ EncodeResult reduce_whole(const ReduceRequest& request) {
       const uint64_t begin = first * kGrain, end = last * kGrain < request.numel ? last * kGrain : request.numel;
       store(sum + begin, at(request.out, request.out_dtype, begin), request.out_dtype, end - begin);
     });
-    buffer.trim();
+    buffer.trim(kKeptByReduction);
   }
   return {};
 }

@@ -24,6 +24,13 @@ constexpr uint64_t kDgcSample = 32768;
 struct Room {
   Buffer<uint32_t> indices;
   Buffer<float> values, sent, scratch;
+
+  void trim() {
+    indices.trim(kKeptBySelector / 4);
+    values.trim(kKeptBySelector / 4);
+    sent.trim(kKeptBySelector / 4);
+    scratch.trim(kKeptBySelector / 4);
+  }
 };
 
 Room& room_of_thread() {
@@ -98,6 +105,25 @@ Selection select_blocks(const EncodeRequest& request, uint64_t total) {
   return {indices, values, total, first_bad, kInfinityBits};
 }
 
+// A key that just those elements reach that reach the `rank`-th largest: dgc's threshold where its sample would be the
+// whole array.
+uint32_t exact_threshold(const EncodeRequest& request, uint64_t rank) {
+  const SelectJob job = job_of(request);
+  const SelectKernels& table = select_kernels();
+  Room& room = room_of_thread();
+  uint32_t* indices = room.indices.at_least(job.numel + kSelectSlack);
+  float* values = room.values.at_least(2 * (job.numel + kSelectSlack));
+  uint64_t ties;
+  // What is not finite counts as 0, and would hide that the bound is too high.
+  for (uint32_t lowest = estimate_bounds(request.operation, job, rank).lowest;; lowest = 0) {
+    const uint64_t found = table.collect[static_cast<int>(request.operation)](job, 0, job.numel, lowest, false,
+                                                                              kInfinityBits, indices, values);
+    const bool finite = std::all_of(values, values + found, [](float v) { return is_finite(v); });
+    if (lowest > 0 && (found < rank || !finite)) continue;
+    return table.nth_key(values, found, rank, 0, lowest, values + job.numel + kSelectSlack, &ties);
+  }
+}
+
 // The `rank`-th largest key of dgc's sample of `size` elements.
 uint32_t sampled_threshold(const EncodeRequest& request, uint64_t size, uint64_t rank) {
   const SelectJob job = job_of(request);
@@ -106,12 +132,17 @@ uint32_t sampled_threshold(const EncodeRequest& request, uint64_t size, uint64_t
                    [&](uint64_t i, uint64_t index) { sample[i] = element(request.operation, job, index); });
   uint64_t ties;
   const uint32_t bound = select_kernels().nth_key(sample, size, rank, 0, 0, sample + size, &ties);
-  uint32_t key = kInfinityBits;
+  if (ties < size) return bound;
+  // Signed, so that compilers vectorise it for any CPU; keys fit.
+  constexpr auto infinity = static_cast<int32_t>(kInfinityBits);
+  const auto least = static_cast<int32_t>(bound);
+  int32_t key = infinity;
   for (uint64_t i = 0; i < size; ++i) {
-    const uint32_t own = selection_key(sample[i]);
-    key = own >= bound ? std::min(key, own) : key;
+    const auto whole = static_cast<int32_t>(magnitude(sample[i]));
+    const int32_t own = whole < infinity ? whole : 0, other = own >= least ? own : infinity;
+    key = other < key ? other : key;
   }
-  return key;
+  return static_cast<uint32_t>(key);
 }
 
 // Whether receivers decode just v.
@@ -123,7 +154,7 @@ Selection select_dgc(const EncodeRequest& request) {
   const uint64_t k = request.codec.count, numel = request.numel, size = std::min(numel, kDgcSample);
   const uint64_t rank = std::min(size, divide_up(3 * k * size, 2 * numel));
   const SelectJob job = job_of(request);
-  const uint32_t lowest = sampled_threshold(request, size, rank);
+  const uint32_t lowest = size == numel ? exact_threshold(request, rank) : sampled_threshold(request, size, rank);
   return select_global(request.operation, job, {lowest, sends_v(request) ? lowest : kInfinityBits}, k,
                        std::min(2 * k, numel));
 }
@@ -211,10 +242,7 @@ EncodeResult encode_sparse(const EncodeRequest& request) {
   }
   if (chosen.count > 0) send_values(request, chosen, request.payload + indices_size);
   trim_candidates();
-  room_of_thread().indices.trim();
-  room_of_thread().values.trim();
-  room_of_thread().sent.trim();
-  room_of_thread().scratch.trim();
+  room_of_thread().trim();
   const bool fixed = codec.id == TopK::id || codec.id == RandK::id;
   return {chosen.first_nonfinite, fixed ? codec.count : static_cast<uint32_t>(chosen.count)};
 }

@@ -22,6 +22,9 @@ struct SelectKernels {
   uint64_t (*collect[kNumOperations])(const SelectJob&, uint64_t first, uint64_t last, uint32_t lowest, bool write,
                                       uint32_t sent, uint32_t* indices, float* values);
 
+  // The elements that are taken of strata [first, last) (stratified_index, codecs/sparse.h), `last - first` of them.
+  void (*stratified)(uint64_t seed, uint64_t count, uint64_t numel, uint64_t first, uint64_t last, uint32_t* indices);
+
   // A selection key that rank to rank + slack of the n values reach (1 <= rank <= n), or just the rank-th largest: then
   // *ties is how many with this key itself are among the rank largest, else it is n. At least rank of them
   // have keys >= lowest.

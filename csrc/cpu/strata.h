@@ -1,29 +1,22 @@
 // Where sparse codecs look: at the blocks of a scope one after the other, and at the elements that randk and samples
-// take, one of each stratum (stratified_index, codecs/sparse.h), without a division for each.
+// take, one of each stratum (stratified_index, codecs/sparse.h).
 #pragma once
 
 #include "codec_api.h"
 #include "codecs/sparse.h"
+#include "cpu/dispatch.h"
 
 namespace dance::cpu {
 
 // Calls body(i, index) for first <= i < last <= count.
 template <class Body>
 void for_each_stratum(uint64_t seed, uint64_t count, uint64_t numel, uint64_t first, uint64_t last, Body&& body) {
-  if (first >= last) return;
-  const uint64_t step = numel / count, step_rest = numel % count;
-  uint64_t begin = stratum_begin(first, count, numel), rest = first * numel % count;
-  Random4 random{};
-  for (uint64_t i = first; i < last; ++i) {
-    if (i == first || i % 4 == 0) random = philox(seed, i / 4);
-    uint64_t end = begin + step;
-    rest += step_rest;
-    if (rest >= count) {
-      rest -= count;
-      ++end;
-    }
-    body(i, begin + (uint64_t{random.word[i % 4]} * (end - begin) >> 32));
-    begin = end;
+  uint32_t indices[512];
+  constexpr uint64_t most = sizeof indices / sizeof *indices;
+  for (uint64_t i = first; i < last; i += most) {
+    const uint64_t n = last - i < most ? last - i : most;
+    select_kernels().stratified(seed, count, numel, i, i + n, indices);
+    for (uint64_t j = 0; j < n; ++j) body(i + j, uint64_t{indices[j]});
   }
 }
 

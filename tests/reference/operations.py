@@ -66,8 +66,7 @@ def encode_difference(
     e = _encode(c, load(x, dtype) - before, dtype, seed)
     moved = store(np.clip(before + e.coded.decoded, -FLT_MAX, FLT_MAX), state_dtype)
     # Receivers add what is decoded, so the sender does as well, even where v was not finite.
-    ok = e.coded.sent & finite(before) if isinstance(c, Sparse) else e.coded.sound
-    return e, np.where(ok, moved, reference)
+    return e, np.where(e.coded.sent & finite(before), moved, reference)
 
 
 def _decoded(p: Packet) -> tuple[Floats, Mask]:
