@@ -21,7 +21,7 @@ MIN_BLOCK, MAX_BLOCK = 32, 4096
 class Coded:
     """What one pass over v gives: bytes, what they decode to, where v is sound, and where something was sent.
 
-    ``sound`` is False where a residual must stay as it was: a non-finite element, or the block that holds one.
+    ``sound`` is False where a residual stays as it was: a non-finite element, or the block that holds one.
     """
 
     payload: bytes
