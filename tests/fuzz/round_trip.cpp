@@ -62,7 +62,7 @@ void check_state(Operation operation, const Encoded& packet, const Array& x, con
       if (!kept[i]) {
         expected = after.stored(sent[i] ? next_state<Operation::feedback>(0.0f, v[i], decoded.get(i)) : v[i]);
       }
-    } else if (sparse ? sent[i] && is_finite(before.get(i)) : !kept[i]) {
+    } else if ((!sparse || sent[i]) && is_finite(before.get(i))) {
       // Receivers add what they decode wherever something is sent, be it a zero in the place of an x that is NaN.
       expected = after.stored(next_state<Operation::difference>(before.get(i), v[i], decoded.get(i)));
     }
