@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +114,6 @@ def ddp(found: Findings) -> str:
         columns = ["hook", "step", "x no hook", "MB sent a step"]
         size = f"{here[0]['parameters']:,} parameters, {4e-6 * here[0]['parameters']:.2f} MB of gradients."
         parts.append(f"{title}\n\n{size}\n\n{table(columns, rows, left=1)}")
-    accuracies = found.of(what="accuracy")
-    if accuracies:
-        parts.append(_accuracies(accuracies))
     return "\n\n".join(parts)
 
 
@@ -131,7 +127,9 @@ def _step(record: dict[str, Any], base: dict[str, Any]) -> list[str]:
     ]
 
 
-def _accuracies(records: Sequence[dict[str, Any]]) -> str:
+def accuracy(found: Findings) -> str:
+    """What `benchmarks.ddp_accuracy` found."""
+    records = found.records
     by_hook: dict[str, list[float]] = {}
     for record in records:
         by_hook.setdefault(record["hook"], []).append(record["accuracy"])
@@ -144,11 +142,13 @@ def _accuracies(records: Sequence[dict[str, Any]]) -> str:
         rows.append([hook, f"{mean:.2%}", f"{100 * (mean - base):+.2f}", verdict, each])
     columns = ["hook", "accuracy", "points from no hook", f">= -{100 * _ACCURACY_LOSS:g}", "each seed"]
     steps, ranks = records[0]["steps"], records[0]["ranks"]
-    return f"### Digits after {steps} steps, {ranks} ranks\n\n{table(columns, rows, left=1)}"
+    shown = table(columns, rows, left=1)
+    return f"{heading(found)}\n\n### Digits after {steps} steps, {ranks} ranks\n\n{shown}"
 
 
 _SECTIONS = (
     ("collectives", "all_reduce", collectives),
     ("auto_links", "auto against fixed codecs", auto_links_with_plot),
-    ("ddp", "DistributedDataParallel", ddp),
+    ("ddp", "DistributedDataParallel: time", ddp),
+    ("ddp_accuracy", "DistributedDataParallel: accuracy", accuracy),
 )

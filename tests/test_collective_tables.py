@@ -185,7 +185,7 @@ def test_calls_until_a_rate_is_believed(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_ddp_accuracies_are_means_over_seeds() -> None:
     def record(hook: str, seed: int, accuracy: float) -> dict[str, Any]:
-        return {"what": "accuracy", "hook": hook, "seed": seed, "steps": 9, "ranks": 2, "accuracy": accuracy}
+        return {"hook": hook, "seed": seed, "steps": 9, "ranks": 2, "accuracy": accuracy}
 
     records = [record("no hook", 0, 0.98), record("no hook", 1, 0.96)]
     records += [
@@ -194,7 +194,7 @@ def test_ddp_accuracies_are_means_over_seeds() -> None:
         record("sign", 0, 0.9),
         record("sign", 1, 0.9),
     ]
-    rows = _rows(collective_tables.ddp(_found(records)))
+    rows = _rows(collective_tables.accuracy(_found(records)))
     assert [row[1:4] for row in rows[-2:]] == [["96.55%", "-0.45", "ok"], ["90.00%", "-7.00", "worse"]]
 
 

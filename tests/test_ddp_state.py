@@ -147,6 +147,63 @@ def _resize(rank: int, folder: str) -> list[tuple[str, list[float], bool]]:
     return answers
 
 
+BREAK, STEPS = 25, 50
+
+
+@pytest.mark.parametrize("algorithm", ["sign", "topk:ratio=0.05"])
+def test_the_loss_goes_on_with_other_ranks(algorithm: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        whole, *resumed = run_ranks(_curves, 4, algorithm, folder)[0]
+    for losses in resumed:  # with 4, 2 and 3 ranks from the break on
+        assert len(losses) == STEPS
+        assert losses[: BREAK + 1] == whole[: BREAK + 1]
+        assert losses[-1] < 0.7 * losses[BREAK - 1]
+        # The same mean gradients; what is encoded differs by rank.
+        assert max(a / b for a, b in zip(losses, whole, strict=True)) < 1.1
+        assert losses[-1] > 0.8 * whole[-1]
+    assert resumed[0] == whole
+
+
+def _curves(rank: int, algorithm: str, folder: str) -> list[list[float]]:
+    groups = {world: dist.new_group(list(range(world))) for world in (4, 2, 3)}
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(240, 20, generator=generator)  # equal parts for 2, 3 and 4 ranks
+    y = torch.tanh(x @ torch.randn(20, 10, generator=generator) / 4)
+    path = f"{folder}/{{}}.pt"
+
+    def run(world: int, first: int, last: int) -> list[float]:
+        """The loss over all data before each step."""
+        torch.manual_seed(0)
+        ddp = wrap(
+            torch.nn.Sequential(torch.nn.Linear(20, 64), torch.nn.Tanh(), torch.nn.Linear(64, 10)),
+            process_group=groups[world],
+        )
+        state = dance.ddp.attach(ddp, algorithm, min_bytes=0)
+        optimizer = torch.optim.SGD(ddp.parameters(), lr=0.2, momentum=0.5)
+        if first:
+            model, moments = torch.load(path.format("model"), weights_only=True)
+            ddp.module.load_state_dict(model)
+            optimizer.load_state_dict(moments)
+            saved = [torch.load(path.format(each), weights_only=True) for each in range(4)]
+            state.load_state_dict(reshard(saved, rank, world))
+        losses = []
+        for _ in range(first, last):
+            with torch.no_grad():
+                losses.append(float(torch.nn.functional.mse_loss(ddp.module(x), y)))
+            optimizer.zero_grad()
+            torch.nn.functional.mse_loss(ddp(x[rank::world]), y[rank::world]).backward()
+            optimizer.step()
+        if last == BREAK:
+            torch.save(state.state_dict(), path.format(rank))
+            if rank == 0:
+                torch.save((ddp.module.state_dict(), optimizer.state_dict()), path.format("model"))
+        return losses
+
+    whole, begun = run(4, 0, STEPS), run(4, 0, BREAK)
+    dist.barrier()
+    return [whole, *(begun + run(world, BREAK, STEPS) for world in groups if rank < world)]
+
+
 def test_a_snapshot_of_another_rank_or_world_is_refused() -> None:
     for messages in run_ranks(_refuse, 2):
         assert "of rank 1 of 2, this is rank 0 of 2" in messages[0] or "of rank 0 of 2" in messages[0]

@@ -98,7 +98,26 @@ def which_codec(printed: list[str]) -> None:
     assert chosen[0][0] != "none"  # at 100 Mbit/s
 
 
-CHECKS = {each.__name__: each for each in (gossip_classifier, all_reduce_by_hand, which_codec)}
+def saved(line: str) -> float:
+    return float(re.findall(r"\(([\d.]+)x less\)", line)[0])
+
+
+def ddp_cnn(printed: list[str]) -> None:
+    *_, last = printed[0].splitlines()
+    assert float(re.findall(r"accuracy ([\d.]+)", last)[0]) > 0.8
+    assert saved(last) > 3.0
+
+
+def gan_two_ddp(printed: list[str]) -> None:
+    *steps, last = printed[0].splitlines()
+    assert len(steps) == 3
+    assert "nan" not in printed[0]
+    assert saved(last) > 2.0
+
+
+CHECKS = {
+    each.__name__: each for each in (gossip_classifier, all_reduce_by_hand, which_codec, ddp_cnn, gan_two_ddp)
+}
 
 
 def test_there_are_examples_of_each_kind() -> None:

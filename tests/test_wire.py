@@ -110,6 +110,34 @@ def test_in_two_shots_all_ranks_learn_of_what_one_refused(policy: bool) -> None:
     run_ranks(_faulty, 3, 3, policy)
 
 
+def _every_verb(rank: int) -> None:
+    kept: dict[str, Any] = {"codec": "int8", "min_bytes": 0}
+    x, wide, share = torch.ones(NUMEL), torch.ones(2 * NUMEL), torch.empty(NUMEL)
+    verbs: dict[str, Callable[[], object]] = {
+        "all_gather_into_tensor": lambda: dd.all_gather_into_tensor(torch.empty(2 * NUMEL), x, **kept),
+        "all_gather": lambda: dd.all_gather([torch.empty(NUMEL), torch.empty(NUMEL)], x, **kept),
+        "reduce_scatter_tensor": lambda: dd.reduce_scatter_tensor(share, wide, **kept),
+        "broadcast": lambda: dd.broadcast(x, group_src=1, **kept),
+        "all_to_all_single": lambda: dd.all_to_all_single(torch.empty(2 * NUMEL), wide, **kept),
+        "neighbor_exchange": lambda: dd.neighbor_exchange([share], x, [1 - rank], codec="int8"),
+        "all_reduce_coalesced": lambda: dd.all_reduce_coalesced([x, wide], **kept),
+    }
+    for verb, call in verbs.items():
+        for name in ("garbage", "an altered payload", "a truncated payload", "another call"):
+            if rank == 1:
+                Outgoing.seal = FAULTS[name][0]  # type: ignore[method-assign]
+                call()
+                Outgoing.seal = _SEAL  # type: ignore[method-assign]
+            else:
+                with pytest.raises(FAULTS[name][1], match=f"{verb.split('_coa')[0][:10]}.*from rank 1"):
+                    call()
+            _works(2)
+
+
+def test_every_verb_refuses_what_a_peer_should_not_send_and_goes_on() -> None:
+    run_ranks(_every_verb, 2)
+
+
 def _absent(rank: int) -> float:
     group = dist.new_group(timeout=timedelta(seconds=2))
     x = torch.ones(NUMEL)
@@ -129,6 +157,37 @@ def _absent(rank: int) -> float:
 
 def test_nobody_waits_longer_than_the_timeout_of_the_group() -> None:
     assert run_ranks(_absent, 2)[0] < 10.0
+
+
+def _killed(rank: int, store: str, told: Any) -> None:
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=3, timeout=timedelta(seconds=20))
+    x = torch.ones(NUMEL)
+    dd.all_reduce(x, codec="int8")
+    if rank == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        dd.all_reduce(x, codec="int8")
+    except PeerError as error:
+        told.put(str(error))
+    told.close()
+    told.join_thread()
+    os._exit(0)
+
+
+def test_a_peer_that_dies_ends_the_call_at_all_others(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    told: Any = context.Queue()
+    store = f"file://{tmp_path}/store"
+    workers = [context.Process(target=_killed, args=(rank, store, told)) for rank in range(3)]
+    for worker in workers:
+        worker.start()
+    try:
+        for _ in range(2):
+            assert "did not get through" in told.get(timeout=60)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.join()
 
 
 def _overlong(rank: int, store: str) -> None:
