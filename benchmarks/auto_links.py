@@ -27,13 +27,14 @@ from benchmarks.testbed.ranks import end_on_sigterm
 from benchmarks.testbed.replay import Replay, parse_steps
 from benchmarks.testbed.trial import LOOPBACK, Parent, at_rank, bed_of, trial
 from dance.bandwidth import Trace, parse_trace, read_trace
+from dance.codecs import Codec
+from dance.policy import Auto, Send
 
 MODULE = "benchmarks.auto_links"
 _MI = 1 << 20
 # link: (float32 elements, rounds) of each case. Where a call is short, it takes many to tell 3 % from noise.
 _STEADY = {
-    LOOPBACK: ((16 * _MI, 40), (_MI // 16, 200)),
-    "10gbit": ((4 * _MI, 40), (_MI // 16, 200)),
+    LOOPBACK: ((16 * _MI, 30), (_MI // 16, 200)),
     "1gbit": ((8 * _MI, 15),),
     "100mbit": ((_MI, 12),),
     "10mbit": ((_MI // 2, 5),),
@@ -42,7 +43,6 @@ _STEADY = {
 STEPS = {
     "100mbit@3s,10mbit@5s,100mbit@3s": (_MI // 8, 400),
     "10mbit@3s,100mbit@3s": (_MI // 16, 300),
-    "10gbit@2s,100mbit@2s": (_MI // 4, 600),
 }
 _TRACE_CALL_S, _TRACE_CALLS = 0.1, 50
 _TRACE_START_S = 30.0  # the mean rate is that of the trace's beginning, which is what will be replayed
@@ -64,6 +64,8 @@ class Config:
     """A folder with at least five measured traces (dance.bandwidth.read_trace); None: five synthetic ones."""
     seed: int = 0
     """Of the five traces."""
+    changing: bool = True
+    """Whether links that change are measured, too."""
     quick: bool = False
     """A tenth of the calls, two ranks, one trace: to see that everything runs; writes no document."""
     out: Path | None = None
@@ -99,13 +101,13 @@ def main() -> int:
                         "rounds": max(5, rounds // part),
                     }
                     _steady(found, link, ranks, work)
-        changing = [*_stepping(), *_traces(config.traces, config.seed)]
-        for varying in [changing[0], changing[-1]] if config.quick else changing:
+        changing = [*_stepping(), *_traces(config.traces, config.seed)] if config.changing else []
+        for varying in [changing[0], changing[-1]] if config.quick and changing else changing:
             calls = varying.calls // part
             work = {"candidates": config.candidates, "numel": varying.numel, "calls": calls}
             _varying(found, varying, config.ranks[0], work)
     print(auto_tables.auto_links(found))
-    if not config.quick:
+    if not config.quick and config.out is None:
         auto_tables.plot(found)
         collective_tables.write_document()
     return 0 if found.complete else 1
@@ -185,30 +187,40 @@ def measure(work: dict[str, Any], parent: Parent) -> None:
         _measure_varying(work, parent)
 
 
-class _Caller:
-    """All-reduces with one codec, or with an Auto of its own, and what came of each."""
+class _Noted(Auto):
+    """Auto that keeps what it chose and what it believed of the link then."""
 
-    def __init__(self, name: str) -> None:
-        from dance.policy import Auto
-
-        self._auto = Auto() if name == AUTO else None
-        self._codec = name if self._auto is None else self._auto
+    def __init__(self) -> None:
+        super().__init__()
         self.codecs: list[str] = []
         self.believed_mbps: list[float | None] = []
+
+    def choose(self, send: Send) -> Codec:
+        codec = super().choose(send)
+        estimate = self.link_estimate()
+        self.codecs.append(str(codec))
+        self.believed_mbps.append(None if estimate is None else round(estimate.rate_mbps, 4))
+        return codec
+
+
+class _Caller:
+    """All-reduces with one codec, or with an Auto of its own."""
+
+    def __init__(self, name: str) -> None:
+        self.auto = _Noted() if name == AUTO else None
+        self._codec = name if self.auto is None else self.auto
 
     def __call__(self, t: Any) -> float:
         import dance.distributed as dd
 
         start = time.perf_counter()
-        work = dd.all_reduce(t, codec=self._codec, async_op=True, min_bytes=0)
-        assert work is not None
-        work.wait()
-        seconds = time.perf_counter() - start
-        if self._auto is not None:
-            self.codecs.append(work.stats().codec)
-            estimate = self._auto.link_estimate()
-            self.believed_mbps.append(None if estimate is None else round(estimate.rate_mbps, 4))
-        return seconds
+        dd.all_reduce(t, codec=self._codec, min_bytes=0)
+        return time.perf_counter() - start
+
+    def told(self) -> dict[str, Any]:
+        """What auto chose and believed, call by call."""
+        auto = self.auto
+        return {} if auto is None else {"codecs": auto.codecs, "believed_mbps": auto.believed_mbps}
 
 
 def _measure_steady(work: dict[str, Any], parent: Parent) -> None:
@@ -231,9 +243,7 @@ def _measure_steady(work: dict[str, Any], parent: Parent) -> None:
     dist.all_reduce(seconds, dist.ReduceOp.MAX)
     for k, name in enumerate(names):
         record = {"codec": name, "numel": work["numel"], "seconds": seconds[k].tolist()}
-        if name == AUTO:
-            record |= {"codecs": callers[name].codecs, "believed_mbps": callers[name].believed_mbps}
-        parent.tell(record)
+        parent.tell(record | callers[name].told())
 
 
 def _measure_varying(work: dict[str, Any], parent: Parent) -> None:
@@ -256,8 +266,7 @@ def _measure_varying(work: dict[str, Any], parent: Parent) -> None:
             caller(t)
         total = torch.tensor([time.monotonic() - start], dtype=torch.float64)
         dist.all_reduce(total, dist.ReduceOp.MAX)
-        record = {"total_s": float(total), "starts_s": starts}
-        parent.tell({**record, "codecs": caller.codecs, "believed_mbps": caller.believed_mbps})
+        parent.tell({"total_s": float(total), "starts_s": starts} | caller.told())
 
 
 if __name__ == "__main__":

@@ -89,19 +89,19 @@ def measure(work: dict[str, Any], parent: Parent) -> None:
     x = torch.randn(work["numel"], generator=torch.Generator().manual_seed(dist.get_rank()))
     t = x.clone()
     names = [FLOAT32, *work["codecs"]]
-    # Rows: seconds, seconds of coding, bytes sent.
-    measured = torch.zeros(3, len(names), work["rounds"], dtype=torch.float64)
+    # Rows: seconds, seconds in codecs, seconds of checksums and checks, bytes sent.
+    measured = torch.zeros(4, len(names), work["rounds"], dtype=torch.float64)
     exact, errors = torch.empty_like(x), [0.0] * len(names)
 
-    def reduce(name: str, t: torch.Tensor) -> tuple[float, float]:
+    def reduce(name: str, t: torch.Tensor) -> tuple[float, float, float]:
         if name == FLOAT32:
             dist.all_reduce(t)
-            return 0.0, 2 * (dist.get_world_size() - 1) / dist.get_world_size() * t.nbytes
+            return 0.0, 0.0, 2 * (dist.get_world_size() - 1) / dist.get_world_size() * t.nbytes
         work = dd.all_reduce(t, codec=name, async_op=True, min_bytes=0)
         assert work is not None
         work.wait()
         stats = work.stats()
-        return stats.encode_s + stats.decode_s, float(stats.bytes_sent)
+        return stats.encode_s + stats.decode_s - stats.check_s, stats.check_s, float(stats.bytes_sent)
 
     for name in names:  # connections are made, and where it costs little, memory is touched
         reduce(name, t if work["warm_up"] else t[: 1 << 14])
@@ -112,21 +112,22 @@ def measure(work: dict[str, Any], parent: Parent) -> None:
             t.copy_(x)
             dist.barrier()
             start = time.perf_counter()
-            coding_s, num_bytes = reduce(name, t)
-            measured[:, k, number] = torch.tensor([time.perf_counter() - start, coding_s, num_bytes])
+            counted = reduce(name, t)
+            measured[:, k, number] = torch.tensor([time.perf_counter() - start, *counted])
             if number == 0:  # torch's own, the exact one, came first
                 if name == FLOAT32:
                     exact.copy_(t)
                 errors[k] = float((t - exact).norm() / exact.norm())
     dist.all_reduce(measured, dist.ReduceOp.MAX)
     for k, name in enumerate(names):
-        seconds, coding_s, num_bytes = measured[:, k].tolist()
+        seconds, coding_s, checking_s, num_bytes = measured[:, k].tolist()
         parent.tell(
             {
                 "codec": name,
                 "numel": work["numel"],
                 "seconds": seconds,
                 "coding_s": coding_s,
+                "checking_s": checking_s,
                 "bytes_sent": int(max(num_bytes)),
                 "relative_error": errors[k],
             }

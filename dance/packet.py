@@ -167,6 +167,11 @@ class Packet:
         """
         fields = header if isinstance(header, Header) else parse_header(header)
         codec = fields.check(expect)
+        return cls.of_header(fields, payload, codec, (fields.numel,) if expect is None else tuple(expect[1]))
+
+    @classmethod
+    def of_header(cls, fields: Header, payload: Any, codec: Codec, shape: tuple[int, ...]) -> Packet:
+        """`from_parts` for a header that was found to be one of ``codec`` and of an array of ``shape``."""
         if isinstance(payload, (bytes, bytearray, memoryview)):
             payload = np.frombuffer(payload, np.uint8) if len(payload) else np.empty(0, np.uint8)
         kind = kind_of(payload, "payload")
@@ -178,7 +183,6 @@ class Packet:
         else:
             host = kind.to_host(payload)
             _native.payload_check(fields.raw, _native.address(host), host.size)
-        shape = (fields.numel,) if expect is None else tuple(expect[1])
         packet = cls(codec, shape, fields.spec, kind, memory, fields.numel)
         packet._dtype = DTYPES.index(fields.dtype)
         packet.seed, packet.round, packet.sender = fields.seed, fields.round, fields.sender

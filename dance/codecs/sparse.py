@@ -216,7 +216,7 @@ class Threshold(Sparse):
         return cls(value=_shortest(spec.argument), values=_values_of(spec))
 
     def accepts(self, spec: _native.Spec, numel: int) -> bool:
-        return self.spec(numel).with_count(spec.count).decodes_like(spec)
+        return self.layout(numel)[0].with_count(spec.count).decodes_like(spec)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,9 +263,8 @@ class Dgc(Sparse):
 
     def accepts(self, spec: _native.Spec, numel: int) -> bool:
         least = self.count(numel)
-        return least <= spec.count <= min(numel, 2 * least) and self.spec(numel).with_count(
-            spec.count
-        ).decodes_like(spec)
+        known = self.layout(numel)[0].with_count(spec.count)
+        return least <= spec.count <= min(numel, 2 * least) and known.decodes_like(spec)
 
 
 SPARSE: tuple[type[Codec], ...] = (TopK, RandK, Threshold, Dgc)

@@ -77,7 +77,7 @@ class Codec:
 
     def accepts(self, spec: _native.Spec, numel: int) -> bool:
         """Returns whether a packet with these parameters is one of this codec."""
-        return self.spec(numel).decodes_like(spec)
+        return self.layout(numel)[0].decodes_like(spec)
 
     def layout(self, numel: int, dtype: int = 0) -> Layout:
         """Returns (parameters, most payload bytes, whether always so many), remembered for ``numel``."""

@@ -46,7 +46,8 @@ class Call(WireCall):
             stats.bytes_sent += self.bytes_sent
             stats.bytes_received += self.bytes_received
             stats.encode_s += sum(section.encode_s for section in sections) + self.seal_s
-            stats.decode_s += sum(self.decode_s)
+            stats.decode_s += sum(self.decode_s) + sum(self.check_s)
+            stats.check_s += self.seal_s + sum(self.check_s)
             stats.wire_s = self.observe()
             stats.nonfinite = bool(self.flags & NONFINITE)
         if stats.nonfinite and self._options.nonfinite == "raise":

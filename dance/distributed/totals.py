@@ -7,7 +7,7 @@ from typing import Any
 
 from dance.distributed.work import CallStats
 
-_SUMS = ("bytes_sent", "bytes_received", "raw_bytes", "seconds", "encode_s", "decode_s")
+_SUMS = ("bytes_sent", "bytes_received", "raw_bytes", "seconds", "encode_s", "decode_s", "check_s")
 
 
 class Totals:

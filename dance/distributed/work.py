@@ -20,7 +20,8 @@ class CallStats:
     ``bytes_received`` count what went over the wire, headers included; of a direct collective torch does not
     tell, so they are what its ring sends (`dance.plan`).
     ``raw_bytes`` is what the same collective would have sent uncompressed. ``encode_s`` and ``decode_s`` are
-    the seconds that coding took at this rank, ``wire_s`` those in which a payload was on its way to it (None
+    the seconds that coding took at this rank, ``check_s`` the part of them that checksums, headers and the
+    checking of what came took, ``wire_s`` those in which a payload was on its way to it (None
     of a direct one), ``seconds`` all of it but the time in a queue. ``nonfinite``: whether the
     input of some rank held NaN or infinity; every rank is told (None of a direct one: nobody looked). Of a
     call on a GPU without gloo it is None, and ``nonfinite_flag`` a tensor there, of one element: not 0 if so.
@@ -38,6 +39,7 @@ class CallStats:
     seconds: float = 0.0
     encode_s: float = 0.0
     decode_s: float = 0.0
+    check_s: float = 0.0
     wire_s: float | None = None
     nonfinite: bool | None = None
     nonfinite_flag: torch.Tensor | None = field(default=None, repr=False, compare=False)

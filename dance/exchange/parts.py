@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from dance.arrays import CPU, KINDS, Kind, kind_of
 from dance.codecs import DTYPES, HEADER_NBYTES, Codec
 from dance.exchange.arena import Arena
+from dance.header import Header
 from dance.packet import Packet
 
 _ALIGN = 8  # packets within a message start at multiples of it: kernels read words
@@ -23,6 +25,12 @@ class Part:
     codec: Codec
     numel: int
     dtype: int = 0
+
+    def check(self, header: Header) -> None:
+        """FrameError where ``header`` is not that of this part."""
+        same = header.numel == self.numel and header.codec.id == self.codec.id
+        if not (same and header.dtype == DTYPES[self.dtype] and self.codec.accepts(header.spec, self.numel)):
+            header.check((self.codec, (self.numel,), DTYPES[self.dtype]))  # says what differs
 
     def __str__(self) -> str:
         return f"{self.numel} {DTYPES[self.dtype]} as {self.codec}"
@@ -47,6 +55,7 @@ class Outgoing:
         self.parts = parts
         places, num_bytes = layout(parts)
         self._buffer = arena.take(num_bytes)
+        self._bytes = self._buffer.numpy()
         self._offsets = [offset for offset, _ in places]
         kind = _torch_kind()
         address = self._buffer.data_ptr()
@@ -64,8 +73,7 @@ class Outgoing:
         """Stamps all packets, writes their headers and returns the bytes of the message."""
         for offset, packet in zip(self._offsets, self.packets, strict=True):
             packet.sender, packet.round = rank, stamp
-            header = torch.frombuffer(bytearray(packet.header()), dtype=torch.uint8)
-            self._buffer[offset : offset + HEADER_NBYTES] = header
+            self._bytes[offset : offset + HEADER_NBYTES] = np.frombuffer(packet.header(), np.uint8)
         return self._buffer[: self._offsets[-1] + self.packets[-1].nbytes]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
+from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -11,21 +12,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dance.bandwidth import LinkMeter
 from dance.errors import PeerError
 from dance.exchange.arena import Arena
 from dance.exchange.traffic import Meters
 from dance.exchange.worker import Worker
 
+_MOST_DELIVERIES = 256  # that wait for somebody to look at the meters, which remember 24 of a link
 _MOST_KEPT = 16  # calls whose memory may be kept: who refuses more of them will not stop
 
 
 class Wire:
-    """The peers of this rank, the group's timeout, memory, and meters of what came in.
-
-    ``links`` has a meter for each source, ``meter`` is that of the group: the bytes from all sources in the
-    time that any of them was on the wire.
-    """
+    """The peers of this rank, the group's timeout, memory, and meters of what came in."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.rank = group.rank()
@@ -33,11 +30,23 @@ class Wire:
         self._group = weakref.ref(group)
         self.timeout_s = timeout_s(group)
         self.broken: str | None = None
-        self.links = Meters()
-        self.meter = LinkMeter()
+        self._links = Meters()
+        self._deliveries: deque[tuple[int, int, float]] = deque(maxlen=_MOST_DELIVERIES)
         self.sending, self.receiving = Arena(), Arena()
         self._receivers: dict[int, Worker] = {}
         self._kept: dict[int, list[Any]] = {}  # by call: what a peer may never take; gloo must not lose it
+
+    @property
+    def links(self) -> Meters:
+        """The meters of the links to this rank; deliveries are taken in here, so that only who looks pays."""
+        while self._deliveries:
+            source, num_bytes, seconds = self._deliveries.popleft()
+            self._links.observe(source, self.rank, num_bytes, seconds)
+        return self._links
+
+    def observe(self, source: int, num_bytes: int, seconds: float) -> None:
+        """Notes that ``num_bytes`` from ``source`` were on their way for ``seconds``."""
+        self._deliveries.append((source, num_bytes, seconds))
 
     def send(self, buffer: torch.Tensor, target: int, tag: int) -> Any:
         return self._post("send", buffer, target, tag)

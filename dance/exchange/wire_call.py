@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 
-from dance.codecs import DTYPES, HEADER_NBYTES
+from dance.codecs import HEADER_NBYTES
 from dance.errors import FrameError, PeerError
 from dance.exchange.parts import Incoming, Outgoing, Part, layout
 from dance.exchange.wire import Wire
-from dance.exchange.wire_time import Interval, by_phase, union_s
+from dance.exchange.wire_time import union_s
 from dance.header import Header, parse_header
 from dance.packet import Packet
 
@@ -79,10 +79,12 @@ class WireCall:
         self._condition = threading.Condition()
         self._receiving = 0
         self._inline: Callable[[], None] | None = None
-        self._intervals: list[Interval] = []
+        # Of what was on the wire: source, start and end in seconds, bytes of payload.
+        self._intervals: list[tuple[int, float, float, int]] = []
         self.bytes_sent = 0
         self.bytes_received = 0
-        self.decode_s: list[float] = []  # of checking and decoding, in several threads
+        self.decode_s: list[float] = []  # in several threads
+        self.check_s: list[float] = []  # of checking what came, in several threads
         self.seal_s = 0.0  # of checksums and headers
 
     # --------------------------------------------------------------------------------------------- way in
@@ -167,12 +169,9 @@ class WireCall:
 
     def observe(self) -> float:
         """Feeds the meters and returns the seconds in which anything was on the wire to this rank."""
-        for per_phase in by_phase(self._intervals):
-            total = sum(num_bytes for _, _, _, _, num_bytes in per_phase)
-            self._wire.meter.observe(total, union_s([(a, b) for _, _, a, b, _ in per_phase]))
-        for _, source, start_s, end_s, num_bytes in self._intervals:
-            self._wire.links.observe(source, self._wire.rank, num_bytes, end_s - start_s)
-        return union_s([(start_s, end_s) for _, _, start_s, end_s, _ in self._intervals])
+        for source, start_s, end_s, num_bytes in self._intervals:
+            self._wire.observe(source, num_bytes, end_s - start_s)
+        return union_s([(start_s, end_s) for _, start_s, end_s, _ in self._intervals])
 
     def _run_inline(self) -> None:
         if self._inline is not None:
@@ -222,7 +221,7 @@ class WireCall:
             num_bytes += self._check(message, head)
             last = k + 1 == len(messages) or messages[k + 1].announced
             if last and num_bytes:
-                self._intervals.append((message.phase, source, start_s, end_s, num_bytes))
+                self._intervals.append((source, start_s, end_s, num_bytes))
             if self._failure is not None:
                 return  # the results belong to the caller again
             accept(message)
@@ -250,7 +249,7 @@ class WireCall:
             self._refuse(source, FrameError(f"{who}: {error}"))
             return None, part.codec.fixed_size
         try:
-            header.check((part.codec, (part.numel,), DTYPES[part.dtype]))
+            part.check(header)
         except FrameError as error:
             self._refuse(source, PeerError(f"{who}: {error}"))
             return None, False
@@ -310,14 +309,13 @@ class WireCall:
                 if header is None:
                     header = parse_header(memory[offset:start].numpy())
                     self._check_stamp(header, message.source)
-                expect = (part.codec, (part.numel,), DTYPES[part.dtype])
-                try:
-                    header.check(expect)
-                except FrameError as error:
-                    self._strangers.add(message.source)
-                    raise PeerError(str(error)) from error
+                    try:
+                        part.check(header)
+                    except FrameError as error:
+                        self._strangers.add(message.source)
+                        raise PeerError(str(error)) from error
                 payload = memory[start : start + header.payload_nbytes]
-                packet = Packet.from_parts(header, payload, expect=expect)
+                packet = Packet.of_header(header, payload, part.codec, (part.numel,))
                 self._hear(header)
             except (FrameError, PeerError) as error:
                 kind = type(error)
@@ -325,7 +323,7 @@ class WireCall:
                     message.source, kind(f"{self._name}: message from rank {message.source}: {error}")
                 )
             message.packets.append(packet)
-        self.decode_s.append(time.perf_counter() - start_s)
+        self.check_s.append(time.perf_counter() - start_s)
         num_bytes = memory.numel() - (HEADER_NBYTES if head is not None else 0)
         self._count(num_bytes)
         return num_bytes

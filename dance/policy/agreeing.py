@@ -38,6 +38,7 @@ class Agreeing(Logged):
         self._calls = self._shared_at = 0
         self._share = self._learning = False
         self._gap = self._interval = 1  # calls between exchanges: now, and when all is as expected
+        self._alarmed = False  # whether the last exchange surprised, and the link has not changed
 
     def _open(self, send: Send) -> tuple[int, int]:
         """Counts a call; returns how many of its shape there were, and how many all ranks know of."""
@@ -117,10 +118,12 @@ class Agreeing(Logged):
         self._interval = _GAPS[0]
         while self._interval < _GAPS[1] and self._interval * mean_s * _SHARE_PART < _SHARE_S:
             self._interval *= 2
-        if surprise >= 1.0 or self._learning:
+        alarm = surprise >= 1.0
+        if self._model.regime != regime or self._learning or (alarm and not self._alarmed):
             self._gap = self._interval // _GAPS[0]
-        else:
+        else:  # a second alarm that is no change is noise
             self._gap = min(2 * self._gap, self._interval)
+        self._alarmed = alarm and self._model.regime == regime
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed run goes on with; what was measured and not yet agreed on is left out."""
@@ -131,6 +134,7 @@ class Agreeing(Logged):
             "seen": [[list(shape), seen, self._told.get(shape, 0)] for shape, seen in self._seen.items()],
             "calls": self._calls,
             "gaps": [self._gap, self._interval],
+            "alarmed": self._alarmed,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -143,4 +147,5 @@ class Agreeing(Logged):
             self._seen[shape], self._told[shape] = seen, told
         self._calls = self._shared_at = state["calls"]
         self._gap, self._interval = state["gaps"]
+        self._alarmed = state["alarmed"]
         self._forget()

@@ -25,7 +25,6 @@ from dance.policy.send import Send, Shape, shape_of
 
 # How much of a phase's time may be no matter of the rate, where only one size has been seen.
 _LATENCY_S = 5e-4
-_FAST_MBPS = 2000.0  # memory and coding may be slower than a link beyond that
 _CALM = 1.25  # factor between times that are called equal
 _ALIKE = 1.5  # factor between sizes that tell latency and rate apart
 _DRIFT = 3.0  # factor that is no artefact of a line through few sizes, though no change was declared
@@ -45,6 +44,7 @@ class _Way:
         self.cold = False  # whether the meter has seen one call, the first
         self.at = 0  # the model's time of the last observation
         self.num_bytes = 0  # the last observation's
+        self.coding_s = 0.0  # of a phase, when that was
         # What the other way would have taken for these bytes then, and the changes that it had seen.
         self.other: tuple[float, int] | None = None
 
@@ -58,12 +58,14 @@ class _Way:
             "cold": self.cold,
             "at": self.at,
             "num_bytes": self.num_bytes,
+            "coding_s": self.coding_s,
             "other": self.other,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.meter.load_state_dict(state["meter"])
         self.cold, self.at, self.num_bytes = state["cold"], state["at"], state["num_bytes"]
+        self.coding_s = state["coding_s"]
         self.other = None if state["other"] is None else (state["other"][0], state["other"][1])
 
 
@@ -131,17 +133,18 @@ class GroupModel:
         A cold first call may have taken far longer than others will. Before a compressed call of this shape
         and codec has been measured warm twice, what was measured beyond its parts may be chance; before any
         direct call has been, half a millisecond of the compressed ones' time may be none of their bytes', and
-        where they are faster than any network, copying may have been what took it.
+        as long as ranks were coding, they may have waited for each other's next chunk. What a few calls tell
+        is in doubt by as much as they differ.
         """
         measured = self.measured(send, codec)
-        if measured > _DOUBTS:
-            return cost.total_s
         if _plan(send, codec).algorithm != "direct":
+            if measured > _DOUBTS:
+                return cost.total_s
             base_s = self._parts(send, codec).total_s
             return min(cost.total_s, base_s / _CALM if measured == 1 else base_s)
         compressed = self._ways[False]
         if measured > 1:
-            return cost.total_s
+            return cost.total_s - self._doubt_s(send, codec)
         least_s = cost.total_s / (_COLDEST if measured else _COLD)
         if not compressed.known or compressed.cold:
             return least_s
@@ -149,9 +152,14 @@ class GroupModel:
         seen_s = self._phase_s(False, compressed.num_bytes)
         wire_s = parts.phases * self._phase_s(False, max(1, parts.bytes_sent // parts.phases))
         wire_s *= max(0.0, 1.0 - _LATENCY_S / seen_s)
-        if compressed.num_bytes * 8e-6 / seen_s > _FAST_MBPS:
-            wire_s /= _COLDEST
+        wire_s *= max(1.0 / _COLDEST, 1.0 - compressed.coding_s / seen_s)
         return min(least_s, wire_s) if measured else wire_s
+
+    def _doubt_s(self, send: Send, codec: Codec) -> float:
+        cell = self._cells[shape_of(send), codec]
+        if len(cell.extras_s) == 1:
+            return (cell.base_s + cell.extra_s) * (1.0 - 1.0 / _CALM)
+        return (max(cell.extras_s) - min(cell.extras_s)) / 2.0 / math.sqrt(len(cell.extras_s))
 
     def believe(self, rate_mbps: float, latency_s: float) -> None:
         """Takes a link for known until a call has measured it."""
@@ -187,6 +195,8 @@ class GroupModel:
                 surprise = min(surprise, math.log(factor) / max(3.0 * estimate.deviation, 1e-9))
         for seconds in phases_s if surprise >= 1.0 else [median(phases_s)]:
             self._observe_link(direct, num_bytes, seconds)
+        cost = call_cost(parts, self._speed(calls[-1].send, calls[-1].codec, None), 0.0)
+        self._ways[direct].coding_s = (cost.encode_s + cost.decode_s) / max(1, parts.phases)
         self._correct(calls[-1])
         return surprise
 

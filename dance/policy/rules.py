@@ -21,7 +21,8 @@ _DWELL_GAIN = 0.25  # ... the next must promise so much
 _NEARLY = 1.1  # of a budget, where noise explains the excess
 _MOST_PATIENCE = 8  # times the usual dwell
 _COLD_SHARE = 0.8
-_TRIALS = 2  # of one candidate, until the link changes
+_TRIALS = 2  # of one candidate, until the link changes ...
+_CLOSE = 1.3  # ... but not of no compression where it takes about as long: a look at it costs little
 _TRIAL_SHARE = 0.01  # of the time spent pays for trials
 _TRIAL_FACTOR = 1.5  # what is predicted to take longer, at best, is not tried in the first calls
 
@@ -87,7 +88,7 @@ def least_time(prospects: Sequence[Prospect], course: Course, regime: int) -> Ch
     """
     best = min(
         prospects,
-        key=lambda each: each.seconds * (_COLD_SHARE if each.direct and each.measured == 1 else 1.0),
+        key=lambda each: each.seconds * (_COLD_SHARE if each.direct and 0 < each.measured <= 2 else 1.0),
     )
     held = next((each for each in prospects if each.codec == course.codec), None)
     chosen, reason = best, "the least time"
@@ -111,7 +112,8 @@ def _trial(prospects: Sequence[Prospect], course: Course, chosen: Prospect) -> C
     budget_s = _TRIAL_SHARE * (course.at - course.tried_at) * chosen.seconds
     for each in sorted(prospects, key=lambda each: each.least_s):
         tried = course.trials.get(each.codec, 0)
-        if each.codec == chosen.codec or tried >= _TRIALS:
+        close = each.direct and each.seconds < _CLOSE * chosen.seconds
+        if each.codec == chosen.codec or (tried >= _TRIALS and not close):
             continue
         unknown = each.direct and not each.measured and not tried
         if unknown and each.least_s < _TRIAL_FACTOR * chosen.seconds:
