@@ -64,8 +64,10 @@ def test_speed_is_the_median_of_ratios_within_rounds(
         "seconds": [0.8, 0.3, 0.9],
         "bytes_sent": 4,
         "coding_s": [0.0],
+        "checking_s": [0.0],
     }
     int8 = {**common, "codec": "int8", "seconds": seconds, "bytes_sent": 1, "coding_s": [coding_s] * 3}
+    int8["checking_s"] = [0.05] * 3
     row = _rows(collective_tables.collectives(_found([base, int8])))[-1]
     ratios = sorted(slow / fast for slow, fast in zip([0.8, 0.3, 0.9], seconds, strict=True))
     assert row[4] == f"{ratios[1]:.2f} ({ratios[0]:.2f}..{ratios[2]:.2f})"

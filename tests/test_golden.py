@@ -110,6 +110,9 @@ def test_checksum() -> None:
     for start in range(9):
         for stop in (start, start + 1, start + 7, start + 8, start + 9, 700):
             assert _native.crc32c(data[start:stop]) == reference.crc32c(data[start:stop])
+    long = data * 33  # three parts of 4,096 bytes go at once
+    for size in (12287, 12288, 12289, 24583):
+        assert _native.crc32c(long[1 : 1 + size]) == reference.crc32c(long[1 : 1 + size])
 
 
 def examples() -> list[tuple[dict[str, str], bytes]]:

@@ -195,8 +195,9 @@ class GroupModel:
                 surprise = min(surprise, math.log(factor) / max(3.0 * estimate.deviation, 1e-9))
         for seconds in phases_s if surprise >= 1.0 else [median(phases_s)]:
             self._observe_link(direct, num_bytes, seconds)
-        cost = call_cost(parts, self._speed(calls[-1].send, calls[-1].codec, None), 0.0)
-        self._ways[direct].coding_s = (cost.encode_s + cost.decode_s) / max(1, parts.phases)
+        speed = self._speed(calls[-1].send, calls[-1].codec, None)
+        coding_s = parts.encoded * speed.encode_s + parts.decoded * speed.decode_s
+        self._ways[direct].coding_s = coding_s / max(1, parts.phases)
         self._correct(calls[-1])
         return surprise
 
