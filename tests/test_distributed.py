@@ -178,6 +178,8 @@ def _ops(rank: int, world: int) -> None:
     number = torch.full((30000,), rank, dtype=torch.int64)
     dd.all_reduce(number, codec="none")
     assert number[0].item() == world * (world - 1) // 2
+    with pytest.raises(ValueError, match="an average of int64"):
+        dd.all_reduce(number, dist.ReduceOp.AVG, codec="none")
     with pytest.raises(ValueError, match="int64; cast first"):
         dd.all_reduce(number, codec="int8")
     with pytest.raises(ValueError, match="nonfinite"):

@@ -183,6 +183,8 @@ def _uneven(rank: int, world: int) -> None:
     least = torch.empty(2000)
     dd.reduce_scatter_tensor(least, torch.full((6000,), rank + 1.0), dist.ReduceOp.MIN, codec="none")
     assert torch.equal(least, torch.ones(2000))
+    with pytest.raises(ValueError, match="an average of int64"):
+        dd.reduce_scatter_tensor(least.long(), torch.ones(6000).long(), dist.ReduceOp.AVG, codec="none")
     with pytest.raises(ValueError, match="SUM and AVG"):
         dd.reduce_scatter_tensor(least, torch.ones(6000), dist.ReduceOp.MIN, codec="int8")
     with pytest.raises(ValueError, match="input_split_sizes"):

@@ -53,6 +53,8 @@ def all_reduce_tensors(
     group, member = member_of(settings.group)
     settings.check("all_reduce")
     first = tensors[0]
+    if op == _AVG:
+        settings.check_average("all_reduce", first)
     bundles, reason = _bundles(tensors, codecs, settings, member, sums=op in (_SUM, _AVG))
     stats = new_stats("all_reduce", member.world, sum(bundle.numel for bundle in bundles), first)
     stats.reason = reason

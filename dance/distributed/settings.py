@@ -47,6 +47,13 @@ class Settings:
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         return "under min_bytes" if num_bytes < self.min_bytes else ""
 
+    def check_average(self, who: str, tensor: torch.Tensor) -> None:
+        """Raises ValueError where the mean of such tensors is not of their dtype."""
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            raise ValueError(
+                f"{who}: an average of {dtype_text(tensor)} is none; cast first, or pass op=ReduceOp.SUM"
+            )
+
     def check_codec(self, who: str, codec: Codec, tensor: torch.Tensor) -> None:
         """Raises ValueError where ``codec`` cannot take ``tensor`` or cannot be used with the feedback."""
         if isinstance(codec, Uncompressed):

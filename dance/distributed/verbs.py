@@ -145,6 +145,8 @@ def reduce_scatter_tensor(
         seed=seed,
         nonfinite=nonfinite,
     )
+    if average:
+        settings.check_average("reduce_scatter_tensor", input)
     plain = ReduceOp.SUM if average else op
     return Submission(
         collective="reduce_scatter",
