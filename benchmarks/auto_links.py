@@ -2,7 +2,7 @@
 
     python -m benchmarks.auto_links          about 10 minutes, as root, on an idle machine; --help for less
 
-Steady links: in every round auto and each candidate run one all_reduce, in an order that rotates. Links that
+Steady links: in every round auto and each candidate run one all_reduce, in an order drawn anew. Links that
 change: each candidate does the same number of all_reduces while the same trace is replayed from its start;
 auto does so twice, at the beginning and at the end. Traces: five, synthetic or of a folder, drawn with a
 seed, one from each of its subfolders and then from all; a tensor is as large as what passes in 0.1 s at the
@@ -43,6 +43,7 @@ _STEADY = {
 STEPS = {
     "100mbit@3s,10mbit@5s,100mbit@3s": (_MI // 8, 400),
     "10mbit@3s,100mbit@3s": (_MI // 16, 300),
+    "10gbit@2s,100mbit@2s": (_MI // 4, 300),
 }
 _TRACE_CALL_S, _TRACE_CALLS = 0.1, 50
 _TRACE_START_S = 30.0  # the mean rate is that of the trace's beginning, which is what will be replayed
@@ -188,19 +189,15 @@ def measure(work: dict[str, Any], parent: Parent) -> None:
 
 
 class _Noted(Auto):
-    """Auto that keeps what it chose and what it believed of the link then."""
+    """Auto that keeps what it chose."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.codecs: list[str] = []
-        self.believed_mbps: list[float | None] = []
+        self.chosen: list[Codec] = []
 
     def choose(self, send: Send) -> Codec:
-        codec = super().choose(send)
-        estimate = self.link_estimate()
-        self.codecs.append(str(codec))
-        self.believed_mbps.append(None if estimate is None else round(estimate.rate_mbps, 4))
-        return codec
+        self.chosen.append(super().choose(send))
+        return self.chosen[-1]
 
 
 class _Caller:
@@ -209,18 +206,24 @@ class _Caller:
     def __init__(self, name: str) -> None:
         self.auto = _Noted() if name == AUTO else None
         self._codec = name if self.auto is None else self.auto
+        self._believed_mbps: list[float | None] = []  # of the link, after each call
 
     def __call__(self, t: Any) -> float:
         import dance.distributed as dd
 
         start = time.perf_counter()
         dd.all_reduce(t, codec=self._codec, min_bytes=0)
-        return time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        if self.auto is not None:
+            estimate = self.auto.link_estimate()
+            self._believed_mbps.append(None if estimate is None else round(estimate.rate_mbps, 4))
+        return seconds
 
     def told(self) -> dict[str, Any]:
         """What auto chose and believed, call by call."""
-        auto = self.auto
-        return {} if auto is None else {"codecs": auto.codecs, "believed_mbps": auto.believed_mbps}
+        if self.auto is None:
+            return {}
+        return {"codecs": [str(codec) for codec in self.auto.chosen], "believed_mbps": self._believed_mbps}
 
 
 def _measure_steady(work: dict[str, Any], parent: Parent) -> None:
@@ -235,8 +238,8 @@ def _measure_steady(work: dict[str, Any], parent: Parent) -> None:
     for name in work["candidates"]:  # connections; auto's first call is its own
         callers[name](t[: 1 << 14])
     for number in range(work["rounds"]):
-        first = number % len(names)
-        for k in [*range(first, len(names)), *range(first)]:
+        # What went over the link just before counts, so no codec always has the same one before it.
+        for k in random.Random(number).sample(range(len(names)), len(names)):
             t.copy_(x)
             dist.barrier()
             seconds[k, number] = callers[names[k]](t)

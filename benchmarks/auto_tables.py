@@ -178,13 +178,14 @@ def _settling(records: Sequence[dict[str, Any]]) -> str:
     columns = ["link", "changes", "median", "most", f"beyond {_SETTLED_WITHIN}", "verdict", "codecs used"]
     note = (
         f"Changes by a factor of {_CHANGE:g} or more that lasted for {_SETTLED_WITHIN} calls. A rate is "
-        f"believed once the estimate stays within {_BELIEVED:.0%} of it (inf: not before the next change)."
+        f"believed once the estimate is within {_BELIEVED:.0%} of it for {_SETTLED_WITHIN} calls (inf: not "
+        "before the next change)."
     )
     return f"{table(columns, rows, left=1)}\n\n{note}"
 
 
 def _waits(run: dict[str, Any]) -> list[float]:
-    """After each change of rate: calls until the rate was believed for good."""
+    """After each change of rate: calls until the rate was believed."""
     changes = run["changes"]
     waits = []
     for (_, before), (start_s, mbps), (end_s, _) in zip(
@@ -200,8 +201,11 @@ def _waits(run: dict[str, Any]) -> list[float]:
             if (b := run["believed_mbps"][k]) is None
             or not 1 / (1 + _BELIEVED) <= b / true_mbps <= 1 + _BELIEVED
         ]
-        last = wrong[-1] + 1 if wrong else 0
-        waits.append(float("inf") if last == len(calls) else float(last))
+        since = 0
+        for n in wrong:
+            if n < since + _SETTLED_WITHIN:
+                since = n + 1
+        waits.append(float("inf") if since == len(calls) else float(since))
     return waits
 
 

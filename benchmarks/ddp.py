@@ -2,13 +2,14 @@
 
     python -m benchmarks.ddp          about 4 minutes, as root, on an idle machine; --help for less
 
-One DDP module a hook, all in one process, which step by turns, each round beginning with another, so that
-ratios compare neighbours in time; what is shown is the median over steps, of the slowest rank. Writes
+One DDP module a hook, all in one process, which step by turns, in an order that each round draws anew, so
+that ratios compare neighbours in time; what is shown is the median over steps, of the slowest rank. Writes
 benchmarks/results/ddp.json and the tables of docs/collective_results.md.
 """
 
 from __future__ import annotations
 
+import random
 import sys
 import time
 from dataclasses import dataclass
@@ -104,8 +105,7 @@ def measure(work: dict[str, Any], parent: Parent) -> None:
     num_bytes = dict.fromkeys(trainers, 0)
     names = list(trainers)
     for number in range(-_WARM_UP, work["rounds"]):
-        first = number % len(names)
-        for k in [*range(first, len(names)), *range(first)]:
+        for k in random.Random(number).sample(range(len(names)), len(names)):
             name, trainer = names[k], trainers[names[k]]
             sent = trainer.bytes_sent()
             dist.barrier()

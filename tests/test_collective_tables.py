@@ -154,8 +154,10 @@ def test_totals_are_over_steady_links_and_those_that_change() -> None:
 
 
 def test_calls_until_a_rate_is_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A call each second; after 25 calls the rate falls to a tenth, and four calls later that is believed.
+    # A call each second; after 25 calls the rate falls to a tenth, and four calls later that is believed, but
+    # for a moment more than 20 calls later.
     believed = [100.0 * PAYLOAD_SHARE] * 29 + [10.0 * PAYLOAD_SHARE] * 26
+    believed[52] *= 2.0
     run = {
         "what": "varying",
         "link": "steps",

@@ -16,7 +16,7 @@ from dance.policy.send import Outcome, Send, Shape, shape_of
 
 _LEARNING_CALLS = 3  # of every shape: figures are exchanged after each of them ...
 _PATIENCE_CALLS = 16  # ... and on to here if their outcomes take long to come
-_SHARE_S = 3e-4  # what an exchange of figures and deciding anew cost, about ...
+_SHARE_S = 3e-4  # what an exchange of figures and deciding anew cost beside the wire, about ...
 _SHARE_PART = 0.01  # ... and the part of the calls' time that it may take
 _GAPS = (8, 32)  # calls between exchanges when all is as expected, at least and at most
 
@@ -116,7 +116,8 @@ class Agreeing(Logged):
             self._ledger.forget_costs()
         mean_s = sum(call.seconds for call in calls) / len(calls)
         self._interval = _GAPS[0]
-        while self._interval < _GAPS[1] and self._interval * mean_s * _SHARE_PART < _SHARE_S:
+        share_s = _SHARE_S + (self._model.link.predict_s(figures.nbytes) or 0.0)
+        while self._interval < _GAPS[1] and self._interval * mean_s * _SHARE_PART < share_s:
             self._interval *= 2
         alarm = surprise >= 1.0
         if self._model.regime != regime or self._learning or (alarm and not self._alarmed):

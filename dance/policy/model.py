@@ -25,6 +25,7 @@ from dance.policy.send import Send, Shape, shape_of
 
 # How much of a phase's time may be no matter of the rate, where only one size has been seen.
 _LATENCY_S = 5e-4
+_STALLS = 1.5  # as much of it may be waiting for the next chunk, in times of this rank's coding
 _CALM = 1.25  # factor between times that are called equal
 _ALIKE = 1.5  # factor between sizes that tell latency and rate apart
 _DRIFT = 3.0  # factor that is no artefact of a line through few sizes, though no change was declared
@@ -146,14 +147,14 @@ class GroupModel:
         if measured > 1:
             return cost.total_s - self._doubt_s(send, codec)
         least_s = cost.total_s / (_COLDEST if measured else _COLD)
-        if not compressed.known or compressed.cold:
+        if not compressed.known:
             return least_s
         parts = _plan(send, codec)
         seen_s = self._phase_s(False, compressed.num_bytes)
         wire_s = parts.phases * self._phase_s(False, max(1, parts.bytes_sent // parts.phases))
         wire_s *= max(0.0, 1.0 - _LATENCY_S / seen_s)
-        wire_s *= max(1.0 / _COLDEST, 1.0 - compressed.coding_s / seen_s)
-        return min(least_s, wire_s) if measured else wire_s
+        wire_s *= max(1.0 / _COLDEST, 1.0 - _STALLS * compressed.coding_s / seen_s)
+        return min(least_s, wire_s) if measured or compressed.cold else wire_s
 
     def _doubt_s(self, send: Send, codec: Codec) -> float:
         cell = self._cells[shape_of(send), codec]

@@ -86,19 +86,22 @@ def least_time(prospects: Sequence[Prospect], course: Course, regime: int) -> Ch
 
     First calls are cold, so that at the start compressing must promise a fifth less than not compressing.
     """
-    best = min(
-        prospects,
-        key=lambda each: each.seconds * (_COLD_SHARE if each.direct and 0 < each.measured <= 2 else 1.0),
-    )
+    best = min(prospects, key=_warm_s)
     held = next((each for each in prospects if each.codec == course.codec), None)
     chosen, reason = best, "the least time"
     if held is not None and held is not best and course.measured and course.at > SETTLING_CALLS:
         dwells = course.at - course.since < _DWELL_CALLS and course.regime == regime
+        dwells &= not (best.direct and best.measured == 1)  # what its first trial has told, with its discount
         gain = _DWELL_GAIN if dwells else _GAIN
-        if best.seconds > (1.0 - gain) * held.seconds:
+        if _warm_s(best) > (1.0 - gain) * _warm_s(held):
             soon = f", {_DWELL_CALLS} calls after its last change" if dwells else ""
             chosen, reason = held, f"{best.codec} would save less than {gain:.0%}{soon}"
     return _trial(prospects, course, chosen) or Choice(codec=chosen.codec, reason=reason)
+
+
+def _warm_s(prospect: Prospect) -> float:
+    cold = prospect.direct and 0 < prospect.measured <= 2
+    return prospect.seconds * (_COLD_SHARE if cold else 1.0)
 
 
 def _trial(prospects: Sequence[Prospect], course: Course, chosen: Prospect) -> Choice | None:
@@ -172,6 +175,7 @@ def commit(
     """Notes in ``course`` what was chosen at ``course.at``."""
     if course.regime != regime:
         course.trials.clear()
+        course.tried_at = course.at  # what was spent before was spent at another pace
     if choice.trial:
         course.trials[choice.codec] = course.trials.get(choice.codec, 0) + 1
         course.tried_at = course.at
