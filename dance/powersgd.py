@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch.futures import Future
 
+from dance.exchange.group_ref import GroupRef
 from dance.packet import derive_seed
 from dance.plan import plan
 
@@ -126,18 +127,28 @@ class LowRank:
     def __init__(self, settings: PowerSGD, group: dist.ProcessGroup | None = None, *, seed: int = 0) -> None:
         self.settings = settings
         self.group = group
+        self._share = 1.0  # of a rank in the mean
         self.bytes_sent = 0  # by the busiest rank, in rings of float32
         self._seed = seed
         self._factors: dict[str, torch.Tensor] = {}  # right ones, (rank, m), the same at all ranks
         self._noise: dict[str, torch.Tensor] = {}
         self._underway: list[_Underway] = []
 
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """Of the ranks that take part; it is not kept alive."""
+        return self._group.get()
+
+    @group.setter
+    def group(self, group: dist.ProcessGroup | None) -> None:
+        self._group = GroupRef(group)
+
     def start(self, matrices: Sequence[Matrix], dense: Sequence[torch.Tensor] = ()) -> Future[None]:
         """Sends the left factors and, with them, ``dense``: contiguous tensors that become their exact mean.
 
         Returns at once. The future completes some time after `finish`, with everything in place.
         """
-        share = 1.0 / dist.get_world_size(self.group)
+        share = self._share = 1.0 / dist.get_world_size(self.group)
         device = (matrices[0].gradient if matrices else dense[0]).device
         values = [_value(each, share) for each in matrices]
         rights = [self._right(each.name, value) for each, value in zip(matrices, values, strict=True)]
@@ -185,13 +196,12 @@ class LowRank:
             each.result.set_result(None)
 
     def _put(self, underway: Sequence[_Underway]) -> None:
-        share = 1.0 / dist.get_world_size(self.group)
         for each in underway:
             for tensor, part in each.dense:
                 tensor.copy_(part)
             for low in each.factored:
                 finite = torch.isfinite(low.right).all() & torch.isfinite(low.left).all()
-                _decode(low, share, finite)
+                _decode(low, self._share, finite)
                 kept = self._factors[low.matrix.name]
                 torch.where(finite, low.right, kept, out=kept)
 

@@ -6,11 +6,13 @@ import io
 import os
 import subprocess
 import sys
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from processes import run_ranks
 
 from dance.powersgd import LowRank, Matrix, PowerSGD, make_orthonormal
@@ -214,6 +216,30 @@ def test_unlike_cpus_compute_the_same_bits() -> None:
         )
         answers.append(run.stdout)
     assert answers[0] == answers[1]
+
+
+class _Late(LowRank):
+    def _put(self, *given: Any) -> None:
+        time.sleep(0.5)  # meanwhile all else of the group ends
+        super()._put(*given)
+
+
+def _ended(rank: int) -> bool:
+    group = dist.new_group()
+    reducer = _Late(PowerSGD(rank=RANK), group)
+    gradient, residual = torch.ones(40 * 30), torch.zeros(40 * 30)
+    done = reducer.start([Matrix(name="w", gradient=gradient, residual=residual, rows=40)])
+    reducer.finish()
+    dist.destroy_process_group(group)
+    del group, reducer
+    done.wait()
+    time.sleep(0.3)
+    return bool((gradient - 1.0).abs().max() < 1e-5)
+
+
+def test_a_group_may_end_while_its_thread_still_puts_results_in_place() -> None:
+    """gloo's thread must not be the last to hold the group: its end would wait for that thread."""
+    assert run_ranks(_ended, 2) == [True, True]
 
 
 def test_rows_are_orthonormal_or_zero() -> None:

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from dance.exchange.group_ref import GroupRef
+
 _COMPILED = "_orig_mod."  # what torch.compile puts before the names of the module that it wraps
 
 
@@ -17,15 +19,20 @@ class ParameterNames:
     """Names of one module's parameters, as `torch.nn.Module.named_parameters` has them within DDP."""
 
     def __init__(self) -> None:
-        self.group: dist.ProcessGroup | None = None  # that of the DDP module served
+        self._group = GroupRef()
         self._named: dict[
             int, tuple[weakref.ref[torch.Tensor], str]
         ] = {}  # by id; neither keeps the other alive
         self._ddp: weakref.ref[DistributedDataParallel] | None = None
 
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """That of the DDP module served."""
+        return self._group.get()
+
     def take(self, ddp: DistributedDataParallel) -> None:
         """Serves ``ddp`` from now on."""
-        self._ddp, self.group = weakref.ref(ddp), ddp.process_group
+        self._ddp, self._group = weakref.ref(ddp), GroupRef(ddp.process_group)
         self._named = {
             id(parameter): (weakref.ref(parameter), name.replace(_COMPILED, ""))
             for name, parameter in ddp.module.named_parameters()

@@ -30,15 +30,15 @@ from dance.policy.cost import CALL_S
 from dance.policy.decision import Figures
 from dance.policy.send import Outcome, Send, Shape, shape_of
 
-# Latest calls that are remembered; outcomes of earlier ones come too late to count. Twice as many may pass
-# between exchanges, where calls are short and alike; but over 1 Mbit/s every 125 bytes take a millisecond.
-_CALLS = 16
+# Latest calls that are remembered; outcomes of earlier ones come too late to count. It is more than pass
+# between two exchanges (`agreeing`) and until the second is handed over.
+_CALLS = 64
 _MEAN_CALLS = 8  # whose mean tells what a call costs
 _STALL = 4.0  # a call counts for no more than this many times the fastest of them
 _MISSING = -1e30  # less than anything measured, and finite: sums of them overflow nowhere
 _CODECS = 24  # whose speeds are told: candidates, with and without feedback
 _ROWS = 4
-_LENGTH = _ROWS * _CALLS + 2 * _CODECS + 3  # 920 bytes, always: ranks at odds can still hear each other
+_LENGTH = _ROWS * _CALLS + 2 * _CODECS + 3  # 2,456 bytes, always: ranks at odds can still hear each other
 _DIGEST_NBYTES = 6  # exact in a float64
 
 
