@@ -13,8 +13,8 @@ from dance.codecs import Codec, Uncompressed
 from dance.coding import decode, encode, encode_feedback
 
 _NUMEL = 1 << 18  # a megabyte: in cache; from DRAM codecs are slower, which running calls tell soon enough
-_REPEATS = 5
-_PATIENCE_S = 5e-3  # a slow codec is measured fewer times than that
+_REPEATS, _LEAST_REPEATS = 5, 3  # on a busy machine any one may have been descheduled for long
+_PATIENCE_S = 5e-3  # a slow codec is measured the least times
 _WEIGHT = 0.3  # of the latest call
 _JUMP = 4.0  # a call that faults pages or was descheduled counts for no more than this factor
 
@@ -28,7 +28,7 @@ class Speed:
 
 
 def measure_speed(codec: Codec, *, feedback: bool = False, device: str = "cpu", numel: int = _NUMEL) -> Speed:
-    """Times ``codec`` on normal float32 data: the best of five calls each way, after one to warm up.
+    """Times ``codec`` on normal float32 data: the best of three to five calls each way, after one.
 
     ``feedback``: with a residual. ``device`` "cuda" needs torch. A codec none takes no time: it is not run.
     """
@@ -64,13 +64,13 @@ def _best_s(work: Callable[[], None], finish: Callable[[], None]) -> float:
     work()
     finish()
     best, spent = float("inf"), 0.0
-    for _ in range(_REPEATS):
+    for number in range(_REPEATS):
         start = time.perf_counter()
         work()
         finish()
         took = time.perf_counter() - start
         best, spent = min(best, took), spent + took
-        if spent > _PATIENCE_S:
+        if spent > _PATIENCE_S and number + 1 >= _LEAST_REPEATS:
             break
     return best
 

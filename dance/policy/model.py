@@ -147,14 +147,14 @@ class GroupModel:
         if measured > 1:
             return cost.total_s - self._doubt_s(send, codec)
         least_s = cost.total_s / (_COLDEST if measured else _COLD)
-        if not compressed.known:
+        if not compressed.known or compressed.cold:
             return least_s
         parts = _plan(send, codec)
         seen_s = self._phase_s(False, compressed.num_bytes)
         wire_s = parts.phases * self._phase_s(False, max(1, parts.bytes_sent // parts.phases))
         wire_s *= max(0.0, 1.0 - _LATENCY_S / seen_s)
         wire_s *= max(1.0 / _COLDEST, 1.0 - _STALLS * compressed.coding_s / seen_s)
-        return min(least_s, wire_s) if measured or compressed.cold else wire_s
+        return min(least_s, wire_s) if measured else wire_s
 
     def _doubt_s(self, send: Send, codec: Codec) -> float:
         cell = self._cells[shape_of(send), codec]

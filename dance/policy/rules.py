@@ -100,7 +100,7 @@ def least_time(prospects: Sequence[Prospect], course: Course, regime: int) -> Ch
 
 
 def _warm_s(prospect: Prospect) -> float:
-    cold = prospect.direct and 0 < prospect.measured <= 2
+    cold = prospect.direct and prospect.measured == 1
     return prospect.seconds * (_COLD_SHARE if cold else 1.0)
 
 
