@@ -81,9 +81,11 @@ class Row:
         return self.real_s - self.loopback_s
 
     @property
-    def error(self) -> float:
-        """Of the prediction of the network part, relative to what was measured."""
-        return self.predicted_network_s / self.network_s - 1.0
+    def error(self) -> str:
+        """Of the prediction of the network part, relative to what was measured; a dash where that is lost in
+        the noise of compute: not above 0."""
+        share = self.predicted_network_s / self.network_s - 1.0 if self.network_s > 0 else None
+        return "-" if share is None else f"{share:+.0%}"
 
 
 def main() -> int:
@@ -139,7 +141,7 @@ def measure(config: Config, place: Path, rows: list[Row]) -> None:
             row = rows[-1]
             print(
                 f"{link} {method}: network {row.network_s:.1f} s, predicted {row.predicted_network_s:.1f} s "
-                f"({row.error:+.0%})",
+                f"(error {row.error})",
                 flush=True,
             )
 
@@ -171,7 +173,7 @@ def report(config: Config, rows: Sequence[Row]) -> str:
                 f"{row.loopback_s:.1f}",
                 f"{row.network_s:.1f}",
                 f"{row.predicted_network_s:.1f}",
-                f"{row.error:+.0%}",
+                row.error,
                 *reached,
             ]
         )
