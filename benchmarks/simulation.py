@@ -11,19 +11,26 @@ of Fashion-MNIST; all settings are the defaults of `dance train`. docs/simulatio
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dance.gan import RunConfig
 
 _HERE = Path(__file__).resolve().parent.parent
 _IMAGES, _SHAPE = 60_000, (1, 28, 28)
 _WARM_UP = 4  # rounds
+PRODUCTS = "products"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,22 +68,68 @@ def worker(variant: Variant) -> None:
 
     torch.set_num_threads(variant.threads)
     config = RunConfig(d_nodes=variant.nodes, simulate=True)
-    if variant.stack != "off":  # a baseline may not know the field
-        config = replace(config, stack=variant.stack)  # type: ignore[arg-type]
-    random = torch.Generator().manual_seed(0)
-    parts = [
-        torch.rand(_IMAGES // variant.nodes, *_SHAPE, generator=random) * 2 - 1 for _ in range(variant.nodes)
-    ]
-    algorithm = build(config, SimulatedExchange(config.num_nodes), parts)
+    train = products(config) if variant.stack == PRODUCTS else None
+    if train is None:
+        if variant.stack != "off":  # a baseline may not know the field
+            config = replace(config, stack=variant.stack)  # type: ignore[arg-type]
+        random = torch.Generator().manual_seed(0)
+        count = _IMAGES // variant.nodes
+        parts = [torch.rand(count, *_SHAPE, generator=random) * 2 - 1 for _ in range(variant.nodes)]
+        train = build(config, SimulatedExchange(config.num_nodes), parts).round
     done = 0
     for line in sys.stdin:
         began = time.perf_counter()
         for _ in range(int(line)):
-            algorithm.round(done)
+            train(done)
             done += 1
         seconds = time.perf_counter() - began
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
         print(json.dumps([seconds, peak]), flush=True)
+
+
+def products(config: RunConfig) -> Callable[[int], None]:
+    """A round's matrix products and nothing else: what no order of computing the same can save.
+
+    Of a D-Node, with b real and b generated images: forward and for the weights on 2b images, for the inputs
+    of all layers but the first; for its feedback forward and for all inputs on b; with R1 forward, for the
+    inputs, and both again for the weights' second derivatives, on b. Of the G-Node: forward, for the weights,
+    and for the inputs of all layers but the first, on b images for each D-Node.
+    """
+    import torch
+
+    b, n = config.batch_size, config.d_nodes
+    random = torch.Generator().manual_seed(0)
+
+    def layers(widths: Sequence[int], images: int) -> list[list[torch.Tensor]]:
+        """Weight (out, in), input (images, in) and output (images, out) of each layer."""
+        return [
+            [torch.randn(shape, generator=random) for shape in ((o, i), (images, i), (images, o))]
+            for i, o in pairwise(widths)
+        ]
+
+    d_widths = (math.prod(_SHAPE), *config.d_widths, 1)
+    d_nodes = [layers(d_widths, 2 * b) for _ in range(n)]
+    g_node = layers((config.latent, *config.g_widths, math.prod(_SHAPE)), n * b)
+
+    def run(net: list[list[torch.Tensor]], kinds: str, images: int) -> None:
+        for k, (w, x, y) in enumerate(net):
+            if "f" in kinds:
+                torch.mm(x[:images], w.t())
+            if "w" in kinds:
+                torch.mm(y[:images].t(), x[:images])
+            if "i" in kinds or ("h" in kinds and k > 0):
+                torch.mm(y[:images], w)
+
+    def round_(index: int) -> None:
+        for net in d_nodes:
+            run(net, "fwh", 2 * b)
+            run(net, "fi", b)
+            if index % config.r1_every == 0:
+                run(net, "fiw", b)
+                run(net, "f", b)
+        run(g_node, "fwh", n * b)
+
+    return round_
 
 
 class Process:
@@ -123,7 +176,7 @@ def measured(config: Config, nodes: int) -> list[Process]:
             variants.append(
                 Variant(name="baseline", folder=folder, stack="off", threads=threads, nodes=nodes)
             )
-        for name, stack in (("one by one", "off"), ("stacked", "on")):
+        for name, stack in (("one by one", "off"), ("stacked", "on"), ("products alone", PRODUCTS)):
             variants.append(Variant(name=name, folder=str(_HERE), stack=stack, threads=threads, nodes=nodes))
     processes = [Process(variant) for variant in variants]
     for process in processes:
@@ -146,26 +199,17 @@ def main(arguments: Sequence[str]) -> None:
     from benchmarks.markdown import spread, table
 
     config = tyro.cli(Config, prog="python -m benchmarks.simulation", description=__doc__, args=arguments)
-    rows = []
+    columns = ("N", "discriminators", "threads", "ms a round", "x of the first", "peak GiB")
     for nodes in config.nodes:
         processes = measured(config, nodes)
         first = statistics.median(processes[0].ms)
+        rows = []
         for process in processes:
             v = process.variant
-            median = statistics.median(process.ms)
-            rows.append(
-                [
-                    str(nodes),
-                    v.name,
-                    str(v.threads),
-                    spread(process.ms, ".1f"),
-                    f"{first / median:.2f}",
-                    f"{process.peak_gib:.2f}",
-                ]
-            )
-        print(f"N = {nodes} is done", file=sys.stderr, flush=True)
-    columns = ("N", "discriminators", "threads", "ms a round", "x of the first", "peak GiB")
-    print(table(columns, rows, 2))
+            factor = first / statistics.median(process.ms)
+            cells = (spread(process.ms, ".1f"), f"{factor:.2f}", f"{process.peak_gib:.2f}")
+            rows.append([str(nodes), v.name, str(v.threads), *cells])
+        print(table(columns, rows, 2), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ class Refuses(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.layer(images.flatten(1))
-        return -logits if float(logits.sum()) > 0 else logits
+        return -logits if float(logits.sum().detach()) > 0 else logits
 
 
 def own_discriminator(_: object) -> torch.nn.Module:

@@ -139,7 +139,7 @@ class RunConfig:
     """With compute: how often and how much a node is slow in a round, such as 0.1x5, by groups like links."""
     stack: Stack = "off"
     """Compute the discriminators of simulated nodes together: off (bits of real nodes), on (equal to them up
-    to rounding), auto (on where that is known to be faster)."""
+    to rounding), auto (on for mlp without labels; docs/simulation.md says what it gains)."""
     simulate: bool = False
     """All nodes in this process, with the same bits as real ones."""
     resume: str | None = None
@@ -340,6 +340,8 @@ def _check_simulation(config: RunConfig) -> None:
     except ValueError as error:
         raise ValueError(f"links: {error}") from None
     parse_computing(config.compute, config.stragglers, config.num_nodes, config.seed)
+    if config.stack == "on" and config.conditional:
+        raise ValueError("stack: labels do not go through a stack yet; use --stack off or drop --conditional")
     if config.simulate or config.algorithm == "standalone":
         return
     if config.links is not None:

@@ -87,7 +87,7 @@ class Stack:
         self.solver = stacked_optimizer([d.solver for d in nodes])
         try:
             with torch.no_grad():
-                self.net(self.net.parameters(0, 1), nodes[0].batches.images[None, :2])
+                self.net(self.net.parameters(0, 1), nodes[0].batches.batch(0)[None])
         except (RuntimeError, TypeError) as error:
             name = type(self.net.module).__name__
             raise ValueError(

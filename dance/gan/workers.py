@@ -12,8 +12,8 @@ from dance.gan.messages import Post
 from dance.gan.nodes import DNode
 from dance.gan.stacked import Stack
 
-# Networks that are faster together; convolutions, with weights of each node's own, are not known to be.
-_FASTER = ("mlp",)
+# What `--stack auto` stacks; convolutions, with weights of each node's own, were not tried.
+_STACKED = ("mlp",)
 
 
 class Workers:
@@ -22,9 +22,8 @@ class Workers:
     def __init__(self, config: RunConfig, post: Post, nodes: Mapping[int, DNode]) -> None:
         self.post = post
         self.nodes = dict(nodes)
-        wanted = config.stack == "on" or (
-            config.stack == "auto" and (config.discriminator or config.model) in _FASTER
-        )
+        stacks = (config.discriminator or config.model) in _STACKED and not config.conditional
+        wanted = config.stack == "on" or (config.stack == "auto" and stacks)
         self.stack = Stack(list(nodes.values())) if wanted and len(nodes) > 1 else None
 
     def update(self, round_index: int, fakes: Mapping[int, Tensor]) -> None:
