@@ -293,6 +293,7 @@ examples:
   dance train --rounds 2000 --d-nodes 4 --out runs/first
   dance train --resume runs/first --rounds 4000
   dance train --data fashion-mnist --partition classes:2 --d-nodes 8 --simulate
+  dance train --data photos --image-size 32 --model dcgan --d-nodes 4
   torchrun --nproc-per-node 5 -m dance train --d-nodes 4 --out runs/first"""
     config = _parse(RunConfig, "dance train", description, arguments)
     from dance.gan.engine import run
@@ -314,6 +315,9 @@ def _print_end(summary: Mapping[str, Any], folder: Path, interrupted: bool) -> N
         print(f"  score     {summary['score']:.2f} (FID {summary['fid']:.3g}{classes})")
     elif summary.get("fid") is not None:
         print(f"  FID       {summary['fid']:.3g}")
+    if summary.get("modes") is not None:
+        total = len(summary["class_histogram"])
+        print(f"  modes     {summary['modes']} of {total}; {summary['near']:.0%} of the points are near one")
     if summary["bytes_sent"]:
         factor = summary["raw_bytes"] / summary["bytes_sent"]
         print(
@@ -362,7 +366,8 @@ def _data_list(arguments: list[str]) -> int:
         print(f"{entry.name:<15}{entry.title}")
         place = entry.folder if entry.folder is not None else f"not here; `dance data fetch {entry.name}`"
         print(f"{'':<15}{place}")
-    print("\nAny folder of IDX files (train-images-idx3-ubyte[.gz] and so on) is data too: --data PATH")
+    print("\nYour own: --data PATH of a folder of images (sub-folders are classes), of an .npz file with the")
+    print("key images (and labels), or of a folder of IDX files; --partition folders for one folder a node.")
     return 0
 
 
@@ -372,11 +377,11 @@ def _data_fetch(arguments: list[str]) -> int:
     @dataclass(frozen=True)
     class FetchConfig:
         name: Any
-        """mnist or fashion-mnist"""
+        """mnist, fashion-mnist or cifar10"""
 
     FetchConfig.__annotations__["name"] = tyro.conf.Positional[str]
     description = """Download a data set from its public home, checked by SHA-256, into $DANCE_DATA/NAME or
-the cache folder.
+the cache folder. A download that broke off is continued.
 
 example:
   dance data fetch fashion-mnist"""
@@ -389,7 +394,7 @@ example:
 
 _DATA_COMMANDS = {
     "list": Command(summary="the data sets known by name, and where they are", run=_data_list),
-    "fetch": Command(summary="download mnist or fashion-mnist", run=_data_fetch),
+    "fetch": Command(summary="download mnist, fashion-mnist or cifar10", run=_data_fetch),
 }
 
 COMMANDS = {

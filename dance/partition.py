@@ -21,8 +21,10 @@ def partition(
     """Divide indices 0..n-1 over nodes: every index exactly once, sorted, the same for equal arguments.
 
     spec: "iid"; "classes:K": label-sorted data, class order drawn by the seed, cut into equal contiguous
-    pieces, exactly K classes a node; "dirichlet:ALPHA": each class is divided by shares drawn from a
-    symmetric Dirichlet distribution (small ALPHA: skewed).
+    pieces where that gives K classes a node (two classes, eight nodes, ten classes; where classes differ in
+    size a piece may reach a little into another), else equal shares of classes, exactly K a node;
+    "dirichlet:ALPHA": each class is divided by shares drawn from a symmetric Dirichlet distribution (small
+    ALPHA: skewed).
     """
     if num_nodes < 1:
         raise ValueError(f"partition: expected at least one node, got {num_nodes}")
@@ -76,7 +78,13 @@ def _by_classes(
         )
     order = [int(c) for c in random.permutation(num_classes)]
     shares = _contiguous(classes, num_classes, num_nodes)
-    if any(len({c for c, _, _ in piece}) != classes for piece in shares):
+    fits = all(len({c for c, _, _ in piece}) == classes for piece in shares)
+    if (
+        fits and classes > 1 and classes * num_nodes < 2 * num_classes
+    ):  # one lap: a plain cut into equal pieces
+        line = np.concatenate([members[c] for c in order])
+        return [np.sort(piece).astype(np.int64) for piece in np.array_split(line, num_nodes)]
+    if not fits:
         shares = _cyclic(classes, num_classes, num_nodes)
     nodes = []
     for piece in shares:

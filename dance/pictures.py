@@ -44,6 +44,29 @@ def grid_png(images: torch.Tensor) -> bytes:
     return buffer.getvalue()
 
 
+def are_points(image_shape: Sequence[int]) -> bool:
+    """Whether images of this shape are points in the plane."""
+    return tuple(image_shape) == (1, 1, 2)
+
+
+def scatter_png(points: torch.Tensor) -> bytes:
+    """The PNG of points (n, 1, 1, 2) in the square [-1, 1]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    x, y = points.detach().cpu().float().flatten(1).T.tolist()
+    axes.scatter(x, y, s=4, alpha=0.3, color=_COLOURS[0], linewidths=0)
+    axes.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
 def curves_png(lines: Sequence[Mapping[str, Any]]) -> bytes:
     """The PNG of four panels over rounds: losses, score, FID, bytes sent beside what they stand for."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

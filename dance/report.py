@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dance.errors import DanceError, UnavailableError
 from dance.files import write_atomic, writing
-from dance.pictures import curves_png, grid_png
+from dance.pictures import are_points, curves_png, grid_png, scatter_png
 
 if TYPE_CHECKING:
     import torch
@@ -64,9 +64,9 @@ class RunWriter:
         return read_metrics(self._metrics)
 
     def samples(self, images: torch.Tensor, name: str = "samples.png") -> Path:
-        """Write images (n, c, h, w) in [-1, 1] as one grid; small ones are enlarged."""
+        """Write images (n, c, h, w) in [-1, 1] as a grid, small ones enlarged; points (n, 1, 1, 2) dotted."""
         path = self.out / name
-        write_atomic(path, grid_png(images))
+        write_atomic(path, scatter_png(images) if are_points(images.shape[1:]) else grid_png(images))
         return path
 
     def curves(self, name: str = "curves.png") -> Path:

@@ -1,19 +1,21 @@
-"""Data sets from real files, and partitions: every index once, exactly K classes, clear errors."""
+"""Data sets by name and as IDX files, and their downloads: layouts, hashes, broken ones, clear errors."""
 
 from __future__ import annotations
 
 import dataclasses
 import gzip
+import hashlib
+import http.server
 import socket
 import struct
-from itertools import pairwise
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from dance import data
 from dance.errors import DanceError
@@ -75,7 +77,8 @@ def test_named_set_is_found_in_its_layouts(tmp_path: Path, folder: str, zipped: 
     assert mnist.labels.tolist() == labels.tolist()
     assert len(mnist.test_images) == 10
     assert mnist.num_classes == 10
-    assert [entry.name for entry in data.available() if entry.folder is not None] == ["digits", "mnist"]
+    here = [entry.name for entry in data.available() if entry.folder is not None]
+    assert here == ["digits", "gaussians", "mnist"]
 
 
 def test_path_of_a_folder_also_without_test_part_and_labels(tmp_path: Path) -> None:
@@ -99,7 +102,7 @@ def test_missing_set_says_where_it_looked_and_what_to_do(tmp_path: Path) -> None
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(ValueError, match="digits, mnist, fashion-mnist"):
+    with pytest.raises(ValueError, match="digits, gaussians, mnist, fashion-mnist, cifar10"):
         data.load("mnits")
     with pytest.raises(ValueError, match="needs no download"):
         data.fetch("digits")
@@ -108,7 +111,7 @@ def test_unknown_names() -> None:
 
 
 def test_folder_without_images(tmp_path: Path) -> None:
-    with pytest.raises(DanceError, match="no train-images-idx3-ubyte"):
+    with pytest.raises(DanceError, match=r"no images in this folder.*train-images-idx3-ubyte"):
         data.load(tmp_path)
 
 
@@ -169,123 +172,83 @@ def test_fetch_without_network_names_the_remedy(tmp_path: Path, monkeypatch: pyt
     assert "by hand" in str(error.value)
 
 
-def test_fetch_checks_the_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import functools
-    import hashlib
-    import http.server
-    import threading
+class Served:
+    """The four files of a small set behind HTTP on this machine; `cut` answers end after half a file."""
 
-    served = tmp_path / "served"
-    write_set(served, zipped=True)
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(served))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        source = data.SOURCES["mnist"]
-        fields = {name: getattr(source, name) for name in source.__dataclass_fields__}
-        home = f"http://127.0.0.1:{server.server_address[1]}/"
-        monkeypatch.setitem(data.SOURCES, "mnist", data.Source(**(fields | {"homes": (home,)})))
-        with pytest.raises(DanceError, match="not the published ones"):
-            data.fetch("mnist", show_progress=False)
-        assert not list((tmp_path / "data" / "mnist").glob("*.gz"))
-        sums = {name: hashlib.sha256((served / name).read_bytes()).hexdigest() for name in source.sha256}
-        monkeypatch.setitem(
-            data.SOURCES, "mnist", data.Source(**(fields | {"homes": (home,), "sha256": sums}))
-        )
-        assert data.fetch("mnist", show_progress=False) == tmp_path / "data" / "mnist"
-        assert len(data.load("mnist").images) == 40
-    finally:
-        server.shutdown()
-        server.server_close()
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write_set(folder, zipped=True)
+        self.folder = folder
+        self.cut = False
+        self.ranges: list[str | None] = []
+        served = self
 
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = (folder / self.path.lstrip("/")).read_bytes()
+                asked = self.headers.get("Range")
+                served.ranges.append(asked)
+                start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
+                if asked and start >= len(body):
+                    self.send_error(416)
+                    return
+                self.send_response(206 if asked else 200)
+                self.send_header("Content-Length", str(len(body) - start))
+                self.end_headers()
+                end = (start + len(body)) // 2 if served.cut else len(body)
+                self.wfile.write(body[start:end])
 
-LABELS = np.random.default_rng(0).integers(0, 10, 1797)
+            def log_message(self, *_: object) -> None:
+                pass
 
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.home = f"http://127.0.0.1:{self.server.server_address[1]}/"
+        self.source = dataclasses.replace(data.SOURCES["mnist"], homes=(self.home,))
+        monkeypatch.setitem(data.SOURCES, "mnist", self.source)
+        self._monkeypatch = monkeypatch
 
-@settings(max_examples=60, deadline=None)
-@given(
-    spec=st.sampled_from(
-        ["iid", "classes:1", "classes:2", "classes:3", "classes:7", "dirichlet:0.2", "dirichlet:5"]
-    ),
-    num_nodes=st.integers(1, 20),
-    seed=st.integers(0, 2**64 - 1),
-)
-def test_every_index_exactly_once(spec: str, num_nodes: int, seed: int) -> None:
-    classes = int(spec[8:]) if spec.startswith("classes") else 0
-    if classes and classes * num_nodes < 10:
-        with pytest.raises(ValueError, match="cannot hold all 10 classes"):
-            data.partition(LABELS, spec, num_nodes, seed)
-        return
-    nodes = data.partition(LABELS, spec, num_nodes, seed)
-    again = data.partition(torch.from_numpy(LABELS), spec, num_nodes, seed)
-    assert len(nodes) == num_nodes
-    assert np.array_equal(np.sort(np.concatenate(nodes)), np.arange(len(LABELS)))
-    for indices, same in zip(nodes, again, strict=True):
-        assert np.array_equal(indices, same)
-        assert np.array_equal(indices, np.sort(indices))
-        assert len(indices) > 0
-        if classes:
-            assert len(np.unique(LABELS[indices])) == classes
+    def publish(self) -> None:
+        """Pin the hashes of the files as they are."""
+        sums = {
+            name: hashlib.sha256((self.folder / name).read_bytes()).hexdigest() for name in self.source.sha256
+        }
+        self._monkeypatch.setitem(data.SOURCES, "mnist", dataclasses.replace(self.source, sha256=sums))
 
 
-def test_classes_of_eight_nodes_are_equal_contiguous_pieces() -> None:
-    """The set-up of the recipe: ten classes of equal size over eight nodes, two classes a node."""
-    labels = np.repeat(np.arange(10), 800)
-    nodes = data.partition(labels, "classes:2", 8, seed=5)
-    assert [len(indices) for indices in nodes] == [1000] * 8
-    seen = [set(labels[indices].tolist()) for indices in nodes]
-    assert all(len(classes) == 2 for classes in seen)
-    # Neighbouring pieces of one line share a class, except where a cut falls between two classes.
-    assert [bool(a & b) for a, b in pairwise(seen)] == [
-        True,
-        True,
-        True,
-        False,
-        True,
-        True,
-        True,
-    ]
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    served = Served(tmp_path / "served", monkeypatch)
+    yield served
+    served.server.shutdown()
+    served.server.server_close()
 
 
-def test_seed_changes_the_class_order() -> None:
-    labels = np.repeat(np.arange(10), 10)
-    orders = {tuple(np.unique(labels[data.partition(labels, "classes:2", 5, s)[0]])) for s in range(20)}
-    assert len(orders) > 5
+def test_fetch_checks_the_hash(tmp_path: Path, served: Served) -> None:
+    with pytest.raises(DanceError, match="not the published ones"):
+        data.fetch("mnist", show_progress=False)
+    assert not list((tmp_path / "data" / "mnist").glob("*"))
+    served.publish()
+    assert data.fetch("mnist", show_progress=False) == tmp_path / "data" / "mnist"
+    assert len(data.load("mnist").images) == 40
 
 
-def test_small_alpha_is_more_skewed_than_large() -> None:
-    def skew(alpha: float) -> float:
-        nodes = data.partition(LABELS, f"dirichlet:{alpha}", 8, 1)
-        tables = np.stack([np.bincount(LABELS[indices], minlength=10) / len(indices) for indices in nodes])
-        return float(np.square(tables - 0.1).sum())
-
-    assert skew(0.1) > 5 * skew(10)
-
-
-@pytest.mark.parametrize(
-    ("spec", "num_nodes", "message"),
-    [
-        ("classes", 4, "unknown partition 'classes'"),
-        ("classes:11", 4, "has 10 classes"),
-        ("classes:2", 4, "use classes:3 or 5 nodes"),
-        ("classes:x", 4, "'x' is not a number"),
-        ("classes:0", 4, "above 0"),
-        ("dirichlet:-1", 4, "above 0"),
-        ("dirichlet:nan", 4, "above 0"),
-        ("dirichlet:inf", 4, "above 0"),
-        ("even", 4, "iid, classes:K"),
-        ("iid:2", 4, "unknown partition"),
-        ("iid", 0, "at least one node"),
-        ("iid", 5000, "use fewer nodes"),
-        ("dirichlet:0.001", 50, "larger ALPHA"),
-    ],
-)
-def test_partition_errors(spec: str, num_nodes: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        data.partition(LABELS, spec, num_nodes, 0)
-
-
-def test_partition_without_labels() -> None:
-    assert sum(len(indices) for indices in data.partition(100, "iid", 3, 0)) == 100
-    with pytest.raises(ValueError, match="needs labels"):
-        data.partition(100, "classes:2", 3, 0)
+def test_fetch_goes_on_where_it_broke_off(
+    tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What came in pieces smaller than this is lost with a connection.
+    monkeypatch.setattr(sys.modules["dance.data.fetch"], "_CHUNK", 64)
+    served.publish()
+    served.cut = True
+    with pytest.raises(DanceError, match="call it again"):
+        data.fetch("mnist", show_progress=False)
+    (part,) = (tmp_path / "data" / "mnist").glob("*.part")
+    have = part.stat().st_size
+    assert have > 0
+    served.cut = False
+    data.fetch("mnist", show_progress=False)
+    assert served.ranges[:2] == [None, f"bytes={have}-"]
+    assert not list((tmp_path / "data" / "mnist").glob("*.part"))
+    assert len(data.load("mnist").images) == 40
+    served.ranges.clear()
+    data.fetch("mnist", show_progress=False)  # all there: nothing is asked for
+    assert served.ranges == []

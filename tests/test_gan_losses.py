@@ -145,7 +145,7 @@ def test_local_update_follows_the_loss_and_its_penalty(name: str) -> None:
     reals = d.batches.batch(0)
     total = loss.real(module(reals)) + loss.fake(module(fakes))
     if name == "wgan-gp":
-        points = (d._mix(0, 8) * torch.cat([reals, reals]) + (1 - d._mix(0, 8)) * fakes).requires_grad_()
+        points = (d.mix(0, 8) * torch.cat([reals, reals]) + (1 - d.mix(0, 8)) * fakes).requires_grad_()
         (slope,) = torch.autograd.grad(module(points).sum(), points, create_graph=True)
         total = total + 10 * (slope.flatten(1).norm(dim=1) - 1).square().mean()
     else:
@@ -170,6 +170,6 @@ def test_places_of_the_penalty_differ_by_step_and_node() -> None:
         build_discriminator(config, "sgd", Batches(images=images, size=4, seed=0, node=node))
         for node in (1, 2)
     )
-    assert torch.equal(one._mix(3, 5), one._mix(3, 5))
-    assert not torch.equal(one._mix(3, 5), one._mix(4, 5))
-    assert not torch.equal(one._mix(3, 5), two._mix(3, 5))
+    assert torch.equal(one.mix(3, 5), one.mix(3, 5))
+    assert not torch.equal(one.mix(3, 5), one.mix(4, 5))
+    assert not torch.equal(one.mix(3, 5), two.mix(3, 5))

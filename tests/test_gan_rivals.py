@@ -16,10 +16,11 @@ from dance.data import ImageData
 from dance.exchange import SimulatedExchange
 from dance.gan.choice import Choice
 from dance.gan.config import RunConfig
-from dance.gan.engine import build, labels_of
+from dance.gan.engine import build
 from dance.gan.flgan import Flgan, fegan_weights, model_of, participants
 from dance.gan.gossipgan import Gossipgan, peer_of
 from dance.gan.mdgan import Mdgan
+from dance.gan.parts import Part, run_data
 from dance.gan.reports import LINK
 from dance.gan.settings import FlganConfig, GossipganConfig, MdganConfig
 from dance.gan.standalone import Standalone
@@ -41,6 +42,10 @@ def parts(config: RunConfig, count: int = 20) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     number = 1 if config.algorithm == "standalone" else config.d_nodes
     return [torch.rand((count, *SHAPE), generator=generator) * 2 - 1 for _ in range(number)]
+
+
+def labelled(config: RunConfig, labels: list[Tensor]) -> list[Part]:
+    return [Part(images=own, labels=row) for own, row in zip(parts(config), labels, strict=True)]
 
 
 def built(config: RunConfig, links: str | None = None) -> object:
@@ -133,7 +138,7 @@ def test_histograms_leave_a_node_once_and_only_when_fegan_asks_for_them() -> Non
     labels = [torch.tensor([0, 1] * 10), torch.tensor([2] * 20), torch.tensor([0, 1, 2, 2] * 5)]
     for weights, messages in (("images", 0), ("fegan", 3)):
         asked = replace(config, flgan=FlganConfig(weights=weights))  # type: ignore[arg-type]
-        nodes = build(asked, SimulatedExchange(4), parts(config), labels)
+        nodes = build(asked, SimulatedExchange(4), labelled(config, labels))
         assert isinstance(nodes, Flgan)
         for r in range(2 * EPOCH):
             nodes.round(r)
@@ -143,7 +148,7 @@ def test_histograms_leave_a_node_once_and_only_when_fegan_asks_for_them() -> Non
         counted = torch.stack([torch.bincount(own, minlength=3) for own in labels])
         expected = fegan_weights(counted).tolist() if messages else [1 / 3] * 3
         assert list(nodes.shares.values()) == pytest.approx(expected)
-        again = build(asked, SimulatedExchange(4), parts(config), labels)
+        again = build(asked, SimulatedExchange(4), labelled(config, labels))
         again.restore(0, *nodes.state(0))
         assert isinstance(again, Flgan)
         assert again.shares == nodes.shares
@@ -156,13 +161,13 @@ def test_fegan_without_labels_is_refused() -> None:
         name="mine", images=images, labels=None, test_images=images, test_labels=None, num_classes=0
     )
     with pytest.raises(ValueError, match=r"fegan needs labelled data, mine has none.*--flgan.weights images"):
-        labels_of(config, data)
+        run_data(config, data)
 
 
 def test_the_average_counts_workers_as_fegan_weighs_them() -> None:
     config = replace(TINY, algorithm="fl-gan", flgan=FlganConfig(weights="fegan"))
     labels = [torch.tensor([0] * 20), torch.tensor([0, 1] * 10), torch.tensor([1] * 10 + [2] * 10)]
-    nodes = build(config, SimulatedExchange(4), parts(config), labels)
+    nodes = build(config, SimulatedExchange(4), labelled(config, labels))
     apart = build(replace(config, flgan=FlganConfig(epochs=100)), SimulatedExchange(4), parts(config))
     assert isinstance(nodes, Flgan)
     assert isinstance(apart, Flgan)

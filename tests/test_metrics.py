@@ -209,6 +209,57 @@ def test_images_without_labels_have_an_fid_only(tmp_path: Path) -> None:
     assert 0 <= result.fid < worse.fid
 
 
+def test_kid_is_the_unbiased_mmd_of_the_features(evaluator: Evaluator, digits: ImageData) -> None:
+    """Against the formula (Binkowski et al. 2018, eq. 4) on all images at once; 20 subsets estimate that."""
+    images = drawn(digits, 0.7)(2000)
+    network = evaluator._network
+    with torch.no_grad():
+        x, y = (network.features(part).double() for part in (digits.images, images))
+
+    def kernel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a @ b.T / 64 + 1) ** 3
+
+    def mean_off_diagonal(values: torch.Tensor) -> torch.Tensor:
+        return (values.sum() - values.trace()) / (len(values) * (len(values) - 1))
+
+    expected = mean_off_diagonal(kernel(x, x)) + mean_off_diagonal(kernel(y, y)) - 2 * kernel(x, y).mean()
+    rest = [images]
+
+    def sample(num_images: int) -> torch.Tensor:
+        head, rest[0] = rest[0][:num_images], rest[0][num_images:]
+        return head
+
+    few = Evaluator.__new__(Evaluator)
+    few.__dict__ |= evaluator.__dict__ | {"num_images": 2000}
+    assert few.evaluate(sample).kid == pytest.approx(expected.item(), rel=0.1)
+    assert evaluator.evaluate_real().kid == pytest.approx(0, abs=0.05 * expected.item())
+
+
+def test_points_are_counted_by_mode(tmp_path: Path) -> None:
+    """Three modes of eight, one of them under 2 %, and a tenth of all points between the modes."""
+    data = load("gaussians")
+    assert data.centres is not None
+    counts = {0: 500, 3: 385, 5: 15}
+    points = torch.cat([data.centres[k].expand(n, 2) for k, n in counts.items()])
+    points = torch.cat([points, torch.zeros(100, 2)]).view(-1, 1, 1, 2)
+    points[:500, 0, 0, 0] += 3.9 * data.deviation  # still near its mode
+    rest = [points]
+
+    def sample(num_images: int) -> torch.Tensor:
+        head, rest[0] = rest[0][:num_images], rest[0][num_images:]
+        return head
+
+    found = Evaluator(data, cache_dir=tmp_path, num_images=1000).evaluate(sample)
+    assert (found.modes, found.score) == (2, None)
+    assert found.near == pytest.approx(0.9)
+    assert found.class_histogram is not None
+    assert found.class_histogram[3] == pytest.approx(0.385, abs=0.101)
+    real = Evaluator(data, cache_dir=tmp_path, num_images=1000).evaluate_real()
+    assert real.modes == 8
+    assert real.near == pytest.approx(1 - math.exp(-8), abs=6e-4)  # of a plane Gaussian within 4 deviations
+    assert real.fid == pytest.approx(0, abs=1e-6)
+
+
 def test_bad_images_are_named(evaluator: Evaluator, digits: ImageData, tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match="diverged"):
         evaluator.evaluate(lambda n: torch.full((n, 1, 8, 8), math.nan))

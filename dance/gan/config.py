@@ -27,7 +27,7 @@ from dance.gan.settings import (
 
 ALGORITHMS = ("ac-gan", "md-gan", "fl-gan", "gossip-gan", "standalone")
 LAYOUTS = ("model-parallel", "data-parallel", "adaptive")
-PARTITIONS = ("iid", "classes:2", "dirichlet:0.2")
+PARTITIONS = ("iid", "classes:2", "dirichlet:0.2", "folders")
 LOSSES = ("non-saturating", "minimax", "lsgan", "hinge", "wgan-gp")
 MODELS = ("mlp", "dcgan", "sngan")
 NORMS = ("none", "spectral", "layer")
@@ -50,9 +50,14 @@ class RunConfig:
     """Which algorithm trains: ac-gan, its rivals md-gan, fl-gan and gossip-gan, or standalone, which has all
     data in one place."""
     data: str = "digits"
-    """A data set's name (digits, mnist, fashion-mnist) or a path to its files."""
+    """A data set's name (dance data list), a folder of images, or an .npz file."""
+    image_size: int | None = None
+    """Resize and centre-crop images of a folder to so many pixels a side; None: all must have one size."""
+    image_channels: int | None = None
+    """1: images of a folder are made grey, 3: colour; None: grey if all are."""
     partition: str = "iid"
-    """How images are split over the D-Nodes: iid, classes:2 (two classes a node), dirichlet:0.2 (skewed)."""
+    """How images are split over the D-Nodes: iid, classes:2 (two classes a node), dirichlet:0.2 (skewed), or
+    folders (each D-Node reads DATA/node-1, DATA/node-2, ... itself; DATA/test is what FID compares with)."""
     d_nodes: int = 4
     """Discriminator nodes, each with a private part of the data; standalone multiplies its batch by it."""
     g_nodes: int = 1
@@ -87,9 +92,9 @@ class RunConfig:
     local_steps: int = 1
     """D steps in a round (L)."""
     d_learning_rate: float | None = None
-    """Learning rate of the discriminators; None: the model's own (mlp 1e-3)."""
+    """Learning rate of the discriminators; None: the model's own (mlp 1e-3, others 2e-4)."""
     g_learning_rate: float | None = None
-    """Learning rate of the generators; None: the model's own (mlp 1e-3)."""
+    """Learning rate of the generators; None: the model's own (mlp 1e-3, others 2e-4)."""
     d_decay_rounds: int = 0
     """Rounds in which the discriminators' learning rate falls linearly to zero; 0: it does not."""
     g_decay_rounds: int = 0
@@ -125,9 +130,11 @@ class RunConfig:
     channels: int = 32
     """Width of dcgan (at its largest map) and of sngan."""
     conditional: bool = False
-    """Give labels to G and D: G draws one an image, which travels along; D-Nodes need labelled data."""
+    """Give labels to G and D; all nodes draw those of generated images alike. D-Nodes need labelled data."""
     num_classes: int = 0
     """Classes of a conditional run; 0: as many as the data has."""
+    label_shares: tuple[float, ...] = ()
+    """Shares of the classes among generated images of a conditional run, if known to all; none: equal."""
     links: str | None = None
     """Simulated links: 10mbit,5ms (rate, delay), 10mbit/50mbit (up, down), a trace's file, or a synthetic
     trace such as steps:100,10@30s or markov:100,10@10s,seed={node} in Mbit/s. Groups of nodes may differ:
@@ -221,7 +228,7 @@ class RunConfig:
                     given[name] = group(**given[name])
                 except TypeError as error:
                     raise ValueError(f"config: bad group {name!r}: {error}") from None
-        for name in ("g_widths", "d_widths", "evaluate_at", "evaluate_megabytes"):
+        for name in ("g_widths", "d_widths", "label_shares", "evaluate_at", "evaluate_megabytes"):
             if name in given:
                 if not isinstance(given[name], (list, tuple)):
                     raise ValueError(f"config: {name} is {given[name]!r}; expected a list of numbers")
@@ -297,7 +304,7 @@ def check_partition(text: str) -> None:
     name, _, value = text.partition(":")
     try:
         good = (
-            text == "iid"
+            text in ("iid", "folders")
             or (name == "classes" and int(value) >= 1)
             or (name == "dirichlet" and float(value) > 0)
         )
@@ -424,8 +431,13 @@ def _check_models(config: RunConfig) -> None:
         text = getattr(config, name)
         if text is not None and (name == "model" or ":" not in text):
             one_of(name, text, MODELS)
-    if config.conditional:
-        raise ValueError("conditional: labels do not travel yet; drop --conditional")
+    shares = config.label_shares
+    if shares and not (min(shares) >= 0 and 0 < sum(shares) < float("inf")):
+        raise ValueError(f"label_shares: {shares} must be shares of at least 0, not all 0")
+    if config.image_size is not None:
+        at_least("image_size", config.image_size, 4)
+    if config.image_channels is not None and config.image_channels not in (1, 3):
+        raise ValueError(f"image_channels: {config.image_channels} must be 1 (grey) or 3 (colour)")
     if ":" in (config.discriminator or "") and config.d_norm is not None:
         raise ValueError(
             f"d_norm: {config.d_norm!r} does not reach into {config.discriminator}; build it in with "

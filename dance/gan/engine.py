@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dance import checkpoint
 from dance.bandwidth import parse_links
-from dance.data import ImageData, load
+from dance.data import ImageData, from_dataset
+from dance.data.dataset import save as save_data
 from dance.errors import DanceError
 from dance.exchange import Exchange, ProcessGroupExchange, SimulatedExchange
 from dance.files import write_atomic, writing
@@ -32,11 +32,15 @@ from dance.gan.flgan import Flgan
 from dance.gan.gossipgan import Gossipgan
 from dance.gan.mdgan import Mdgan
 from dance.gan.messages import Post
+from dance.gan.models import Models
+from dance.gan.models.build import check_models
+from dance.gan.models.own import is_here_only, known
+from dance.gan.parts import Part, RunData, run_data, with_classes
 from dance.gan.rows import Algorithm, Measuring, gathered, line, summary
 from dance.gan.standalone import Standalone
 from dance.launch import launch
-from dance.metrics import Evaluation, Evaluator
-from dance.partition import partition
+from dance.metrics import NOT_MEASURED, Evaluation, Evaluator
+from dance.pictures import are_points
 from dance.report import Progress, RunWriter, read_metrics
 
 # All nodes ask each other for Ctrl-C only so often: the question costs a message a node.
@@ -45,6 +49,8 @@ STOP_EVERY = 10
 _IMPATIENT_S = 2.0
 # Node 0 may have to train the classifier before the first round, and evaluates while the others wait.
 _TIMEOUT_S = 1800.0
+# On the picture of samples.
+_SHOWN_IMAGES, _SHOWN_POINTS = 100, 2000
 _SHOWN = ("d_loss", "g_loss", "score", "fid", "bytes_sent", "raw_bytes", "link_rate_mbps", "codecs")
 
 
@@ -78,29 +84,39 @@ class Result:
         return int(self.summary.get("raw_bytes", 0))
 
 
-def run(config: RunConfig) -> Result:
+def run(config: RunConfig, *, data: Any = None, models: Models | None = None) -> Result:
     """Train as `config` says and write the run's folder.
 
+    data: an ImageData, or any map-style torch Dataset, in place of what `config.data` names
+    (dance.data.from_dataset says what its items may be). models: own networks; functions that can be imported
+    by name also work in a run over local processes, others only with `simulate`.
     Where the run needs several nodes, is not simulated and was not started by torchrun, local processes are
     started and waited for. Raises ValueError for a bad value and DanceError for missing data, both before any
     process starts, and DanceError for a failed node.
     """
     if config.resume is not None:
         config = resumed(config)
-    validate(config)
-    data = load(config.data)
-    parts = parts_of(config, data)
-    labels_of(config, data)  # what is missing is named before any process starts
-    if under_torchrun() and not config.simulate:
-        return _under_torchrun(config, data, parts)
-    if config.simulate or config.num_nodes == 1:
-        count = config.num_nodes
-        computing = parse_computing(config.compute, config.stragglers, count, config.seed)
-        exchange = SimulatedExchange(
-            count, parse_links(config.links, count), None if computing is None else computing.seconds
+    given = None if data is None else data if isinstance(data, ImageData) else from_dataset(data)
+    if given is not None:
+        config = dataclasses.replace(config, data=given.name)
+    models = models or Models()
+    with known(models.generator, "generator") as g, known(models.discriminator, "discriminator") as d:
+        config = dataclasses.replace(
+            config, generator=g or config.generator, discriminator=d or config.discriminator
         )
-        return _run(config, exchange, data, parts)
-    return _in_processes(config)
+        validate(config)
+        if under_torchrun() and not config.simulate:
+            return _under_torchrun(config, given)
+        found = run_data(config, given)
+        config = _checked(config, found)
+        if config.simulate or config.num_nodes == 1:
+            count = config.num_nodes
+            computing = parse_computing(config.compute, config.stragglers, count, config.seed)
+            exchange = SimulatedExchange(
+                count, parse_links(config.links, count), None if computing is None else computing.seconds
+            )
+            return _run(config, exchange, found)
+        return _in_processes(config, given)
 
 
 def resumed(config: RunConfig) -> RunConfig:
@@ -153,44 +169,22 @@ def resumed(config: RunConfig) -> RunConfig:
     return dataclasses.replace(saved, **changes)
 
 
-def parts_of(config: RunConfig, data: ImageData) -> list[Tensor]:
-    """Each D-Node's private images (standalone: all in one part). Raises ValueError when one has too few."""
-    alone = config.algorithm == "standalone"
-    indices = _indices(config, data)
-    num_parts, spec = len(indices), "iid" if alone else config.partition
-    batch = config.batch_size * (config.d_nodes if alone else 1)
-    smallest = min(range(num_parts), key=lambda n: len(indices[n]))
-    if len(indices[smallest]) < batch:
-        raise ValueError(
-            f"batch_size: {batch} images a batch, but D-Node {smallest} of {num_parts} holds only "
-            f"{len(indices[smallest])} of {data.name} ({spec}); use a smaller --batch-size or fewer --d-nodes"
-        )
-    return [data.images[index] for index in indices]
+def _checked(config: RunConfig, data: RunData) -> RunConfig:
+    """The config with what follows from its data. Raises ValueError where data and networks do not fit."""
+    config = with_classes(config, data)
+    channels, height, width = data.parts[0].shape[1:]
+    check_models(config, (channels, height, width))
+    return config
 
 
-def labels_of(config: RunConfig, data: ImageData) -> list[Tensor] | None:
-    """The labels of `parts_of`, if the data has any. Raises ValueError where they are needed and missing."""
-    if data.labels is None:
-        if config.algorithm == "fl-gan" and config.flgan.weights == "fegan":
-            raise ValueError(
-                f"flgan.weights: fegan needs labelled data, {data.name} has none; use --flgan.weights images"
-            )
-        return None
-    labels = torch.as_tensor(data.labels)
-    return [labels[index] for index in _indices(config, data)]
-
-
-def _indices(config: RunConfig, data: ImageData) -> list[Tensor]:
-    """Which images each D-Node holds."""
-    labels: Any = data.labels if data.labels is not None else len(data.images)
-    num_parts, spec = (config.d_nodes, config.partition)
-    if config.algorithm == "standalone":
-        num_parts, spec = 1, "iid"
-    return [torch.from_numpy(np.asarray(index)) for index in partition(labels, spec, num_parts, config.seed)]
-
-
-def _in_processes(config: RunConfig) -> Result:
+def _in_processes(config: RunConfig, data: ImageData | None) -> Result:
     """Start a process a node and wait; what node 0 found is read from the run's folder."""
+    for text in (config.generator, config.discriminator):
+        if text is not None and is_here_only(text):
+            raise ValueError(
+                "models: other processes cannot import a lambda, an inner function or one of a script; put "
+                "it into a module of its own, or use RunConfig(simulate=True)"
+            )
     if config.resume is not None:  # a damaged checkpoint is found here, once, and not by every process
         folder = checkpoint.find(Path(config.resume))
         for node in range(config.num_nodes):
@@ -202,30 +196,39 @@ def _in_processes(config: RunConfig) -> Result:
     with tempfile.TemporaryDirectory(prefix="dance-") as folder_of_request:
         request = Path(folder_of_request) / "config.json"
         write_atomic(request, json.dumps(config.to_json()).encode())
+        arguments = [str(request)]
+        if data is not None:
+            arguments.append(str(Path(folder_of_request) / "data.safetensors"))
+            save_data(data, Path(arguments[1]))
         count = config.num_nodes
-        interrupted = launch("dance.gan", [str(request)], num_processes=count, threads=config.threads)
+        interrupted = launch("dance.gan", arguments, num_processes=count, threads=config.threads)
     if not file.exists() or file.stat().st_mtime_ns == before:  # stopped before the first round
         return Result(folder=config.folder, rounds=0, interrupted=True)
     summary = json.loads(file.read_text(encoding="utf-8"))
     return Result(folder=config.folder, rounds=summary["rounds"], interrupted=interrupted, summary=summary)
 
 
-def _under_torchrun(config: RunConfig, data: ImageData, parts: Sequence[Tensor]) -> Result:
+def _under_torchrun(config: RunConfig, data: ImageData | None) -> Result:
     torch.distributed.init_process_group("gloo")
     try:
-        return _run(config, ProcessGroupExchange(timeout_s=_TIMEOUT_S), data, parts)
+        found = run_data(config, data, _everyone)
+        config = _checked(config, found)
+        return _run(config, ProcessGroupExchange(timeout_s=_TIMEOUT_S), found)
     finally:
         torch.distributed.destroy_process_group()
 
 
-def build(
-    config: RunConfig,
-    exchange: Exchange,
-    parts: Sequence[Tensor],
-    labels: Sequence[Tensor] | None = None,
-) -> Algorithm:
-    """The nodes of this process, under the algorithm's visible loop; `labels` are those of the parts."""
+def _everyone(values: Tensor) -> Tensor:
+    """The vectors of all ranks, a row each."""
+    rows = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(rows, values)
+    return torch.stack(rows)
+
+
+def build(config: RunConfig, exchange: Exchange, parts: Sequence[Part]) -> Algorithm:
+    """The nodes of this process, under the algorithm's visible loop."""
     if config.algorithm == "fl-gan":
+        labels = [part.labels for part in parts if isinstance(part, Part) and part.labels is not None]
         return Flgan(config, exchange, parts, labels)
     kinds: dict[str, Any] = {
         "ac-gan": acgan,
@@ -237,13 +240,12 @@ def build(
     return algorithm
 
 
-def _run(config: RunConfig, exchange: Exchange, data: ImageData, parts: Sequence[Tensor]) -> Result:
+def _run(config: RunConfig, exchange: Exchange, data: RunData) -> Result:
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
         with _stop_requests() as stop:
-            algorithm = build(config, exchange, parts, labels_of(config, data))
-            return _Run(config, exchange, data, algorithm).train(stop)
+            return _Run(config, exchange, data.real, build(config, exchange, data.parts)).train(stop)
     finally:
         torch.set_num_threads(threads)
 
@@ -276,7 +278,9 @@ def _stop_requests() -> Iterator[threading.Event]:
 class _Run:
     """The plain state of a run in one process: rounds, seconds, nodes, and at node 0 the writer."""
 
-    def __init__(self, config: RunConfig, exchange: Exchange, data: ImageData, algorithm: Algorithm) -> None:
+    def __init__(
+        self, config: RunConfig, exchange: Exchange, real: ImageData | None, algorithm: Algorithm
+    ) -> None:
         self.config = config
         self.exchange = exchange
         self.algorithm = algorithm
@@ -290,7 +294,14 @@ class _Run:
         # Only node 0's process writes the run's folder; the others write their checkpoints into it.
         self.writer: RunWriter | None = None
         if 0 in exchange.nodes:
-            self.evaluator = Evaluator(data, seed=0, num_images=config.evaluate_images, on_training=print)
+            self.evaluator: Evaluator | None = None
+            if real is not None:
+                self.evaluator = Evaluator(real, seed=0, num_images=config.evaluate_images, on_training=print)
+            else:
+                print(
+                    f"no {config.data}/test at the G-Node: images are drawn, score and FID are not measured",
+                    flush=True,
+                )
             resume_round = self.done if config.resume is not None else None
             self.writer = RunWriter(config.folder, config.to_json(), resume_round=resume_round)
             if self.writer.set_aside is not None:
@@ -361,6 +372,8 @@ class _Run:
 
     def _evaluated(self, *, raw: bool) -> Evaluation:
         """The averaged generator's images, or the raw one's."""
+        if self.evaluator is None:
+            return NOT_MEASURED
         images = self.algorithm.sample(self.config.evaluate_images, raw=raw)
         return self.evaluator.evaluate(_drawn_from(images))
 
@@ -400,7 +413,8 @@ class _Run:
             return
         config = self.config
         self.last = summary(config, self.last, interrupted)
-        self.writer.samples(self.algorithm.sample(100))
+        images = self.algorithm.sample(_SHOWN_POINTS)
+        self.writer.samples(images if are_points(images.shape[1:]) else images[:_SHOWN_IMAGES])
         self.writer.curves()
         self.writer.summary(self.last)
 

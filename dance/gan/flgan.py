@@ -37,6 +37,7 @@ from dance.gan.nodes import (
     discriminator_net,
     under,
 )
+from dance.gan.parts import Part
 from dance.gan.reports import Reports
 from dance.gan.standalone import local_round
 from dance.packet import Packet, derive_seed
@@ -60,7 +61,7 @@ class Flgan:
         self,
         config: RunConfig,
         exchange: Exchange,
-        parts: Sequence[Tensor],
+        parts: Sequence[Part],
         labels: Sequence[Tensor] | None = None,
     ) -> None:
         self.exchange = exchange

@@ -25,6 +25,7 @@ from dance.gan.config import RunConfig
 from dance.gan.messages import Post, content
 from dance.gan.models import FlatModule
 from dance.gan.nodes import Batches, DNode, GNode, build_discriminator, build_generator
+from dance.gan.parts import Part
 from dance.gan.standalone import local_round
 from dance.packet import derive_seed
 
@@ -44,7 +45,7 @@ def peer_of(seed: int, round_index: int, node: int, kind: str, num_nodes: int) -
 class Gossipgan:
     """Nodes 0..N-1 are the workers; `local` holds the G and the D of those in this process."""
 
-    def __init__(self, config: RunConfig, exchange: Exchange, parts: Sequence[Tensor]) -> None:
+    def __init__(self, config: RunConfig, exchange: Exchange, parts: Sequence[Part]) -> None:
         self.exchange = exchange
         self.post = Post(exchange=exchange, seed=config.seed)
         self.seed = config.seed

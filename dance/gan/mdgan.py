@@ -21,6 +21,7 @@ from dance.gan.computing import ABSORB, GENERATE
 from dance.gan.config import RunConfig
 from dance.gan.messages import Post, content
 from dance.gan.nodes import Batches, DNode, GNode, build_discriminator, build_generator
+from dance.gan.parts import Part
 from dance.gan.reports import Reports
 from dance.gan.workers import Workers
 from dance.packet import derive_seed
@@ -40,7 +41,7 @@ def swap_pairs(seed: int, round_index: int, nodes: Sequence[int]) -> list[tuple[
 class Mdgan:
     """The server is node 0, worker n is node 1 + n."""
 
-    def __init__(self, config: RunConfig, exchange: Exchange, parts: Sequence[Tensor]) -> None:
+    def __init__(self, config: RunConfig, exchange: Exchange, parts: Sequence[Part]) -> None:
         self.exchange = exchange
         self.post = Post(exchange=exchange, seed=config.seed)
         self.shape = tuple(parts[0].shape[1:])

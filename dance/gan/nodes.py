@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from dance.gan.config import RunConfig
-from dance.gan.losses import gradient_penalty, loss_named, r1_penalty
+from dance.gan.labels import drawn_labels, repeated, shown_labels
+from dance.gan.losses import Discriminate, gradient_penalty, loss_named, r1_penalty
 from dance.gan.models import FlatModule
 from dance.gan.models.build import (
     d_learning_rate,
@@ -22,6 +23,7 @@ from dance.gan.models.build import (
     seeded_generator,
 )
 from dance.gan.optimizers import BlockAdam, Ema, Optimizer, Rates, decayed, optimizer
+from dance.gan.parts import Part
 from dance.packet import derive_seed
 
 
@@ -29,7 +31,7 @@ from dance.packet import derive_seed
 class Batches:
     """Private images in batches: an epoch is one seeded permutation, without its last incomplete batch."""
 
-    images: Tensor
+    images: Tensor | Part
     size: int
     seed: int
     node: int
@@ -42,13 +44,22 @@ class Batches:
 
     def batch(self, step: int) -> Tensor:
         """Batch number `step` since the run began; equal for equal seeds, whatever was drawn before."""
+        return self.images[self._chosen(step)]
+
+    def labels(self, step: int) -> Tensor:
+        """The labels of batch number `step`, int64."""
+        assert isinstance(self.images, Part)
+        assert self.images.labels is not None
+        return self.images.labels[self._chosen(step)]
+
+    def _chosen(self, step: int) -> Tensor:
         epoch, place = divmod(step, self.per_epoch)
         if epoch not in self._order:
             seed = derive_seed(self.seed, epoch, self.node, "epoch", "data")
             order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed))
             self._order.clear()
             self._order[epoch] = order
-        return self.images[self._order[epoch][place * self.size : (place + 1) * self.size]]
+        return self._order[epoch][place * self.size : (place + 1) * self.size]
 
 
 class GNode:
@@ -62,6 +73,7 @@ class GNode:
         self.seed = config.seed
         self.batch_size = config.batch_size
         self.latent = config.latent
+        self.config = config
         self.decay_rounds = config.g_decay_rounds
         self._round = 0
         self._keys: list[int] = []
@@ -72,7 +84,7 @@ class GNode:
         noise = torch.cat([self._noise(round_index, key, self.batch_size) for key in keys])
         self._round = round_index
         self._keys = list(keys)
-        self._output = self.net.module(noise)
+        self._output = self.net.module(noise, *self._labels(round_index, len(noise)))
         return dict(zip(keys, torch.split(self._output.detach(), self.batch_size), strict=True))
 
     def absorb(self, feedback: Mapping[int, Tensor], num_images: int) -> None:
@@ -99,11 +111,15 @@ class GNode:
         """The same noise every time, through the averaged generator (or the raw one); shape (n, c, h, w)."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, 0, self.node, "noise", "sample"))
         noise = torch.randn(num_images, self.latent, generator=generator)
+        given = [noise]
+        if self.config.conditional:
+            given.append(shown_labels(num_images, self.config.num_classes))
         kept = self.net.theta.clone()
         if not raw and self.ema.decay:
             self.net.theta.copy_(self.ema.average)
         with torch.no_grad():
-            images = torch.cat([self.net.module(part) for part in torch.split(noise, 1000)])
+            parts = zip(*(torch.split(each, 1000) for each in given), strict=True)
+            images = torch.cat([self.net.module(*part) for part in parts])
         self.net.theta.copy_(kept)
         return images
 
@@ -118,6 +134,12 @@ class GNode:
         self.net.theta.copy_(state["w"])
         self.ema.average.copy_(state["w_average"])
         self.solver.load_state_dict(under("g_solver.", state))
+
+    def _labels(self, round_index: int, num_images: int) -> list[Tensor]:
+        """In a conditional run the labels of all batches of a round, else nothing."""
+        if not self.config.conditional:
+            return []
+        return [repeated(drawn_labels(self.config, round_index, self.batch_size), num_images)]
 
     def _noise(self, round_index: int, key: int, size: int) -> Tensor:
         seed = derive_seed(self.seed, round_index, self.node, f"noise.{key}", "image")
@@ -134,13 +156,14 @@ class DNode:
         self.net = net
         self.solver = solver
         self.batches = batches
-        self.seed = config.seed
+        self.config = config
         self.local_steps = config.local_steps
         self.loss = loss_named(config.loss)
         self.r1 = 0.0 if self.loss.penalised else config.r1
         self.r1_every = config.r1_every
         self.decay_rounds = config.d_decay_rounds
         self.gradient_penalty = config.gradient_penalty if self.loss.penalised else 0.0
+        self._round = 0
         # Of the last step; unknown, and null in the report, until there was one.
         self.d_loss = math.nan
         self.g_loss = math.nan
@@ -153,17 +176,25 @@ class DNode:
 
     def differentiate(self, round_index: int, step: int, fakes: Tensor) -> None:
         """Leaves in `net.gradient` the gradient of the round's local step number `step`."""
+        self._round = round_index
         number = round_index * self.local_steps + step
         reals = self.batches.batch(number)
-        logits = self.net.module(torch.cat([reals, fakes]))
-        real_logits, fake_logits = logits.split([len(reals), len(fakes)])
+        real_labels: list[Tensor] = []
+        fake_labels: list[Tensor] = []
+        if self.config.conditional:
+            real_labels = [self.batches.labels(number)]
+            drawn = drawn_labels(self.config, round_index, self._fakes_of_one(fakes))
+            fake_labels = [repeated(drawn, len(fakes))]
+        both = [torch.cat(pair) for pair in zip([reals, *real_labels], [fakes, *fake_labels], strict=True)]
+        real_logits, fake_logits = self.net.module(*both).split([len(reals), len(fakes)])
         loss = self.loss.real(real_logits) + self.loss.fake(fake_logits)
         self.d_loss = loss.item()
         if self.r1 and round_index % self.r1_every == 0:
-            loss = loss + self.r1 * self.r1_every * r1_penalty(self.net.module, reals)
+            loss = loss + self.r1 * self.r1_every * r1_penalty(self._given(real_labels), reals)
         if self.gradient_penalty:
             pairs = reals[torch.arange(len(fakes)) % len(reals)]
-            penalty = gradient_penalty(self.net.module, pairs, fakes, self.mix(number, len(fakes)))
+            mix = self.mix(number, len(fakes))
+            penalty = gradient_penalty(self._given(fake_labels), pairs, fakes, mix)
             loss = loss + self.gradient_penalty * penalty
         self.net.backward(loss)
 
@@ -177,9 +208,13 @@ class DNode:
         _keep_own_moment(self.solver)
 
     def feedback(self, images: Tensor) -> Tensor:
-        """Gradient of the generator's loss at each image, of the images' shape; not averaged over them."""
+        """Gradient of the generator's loss at each image, of the images' shape; not averaged over them.
+
+        The images are of the round of the last local step.
+        """
         points = images.detach().requires_grad_(True)
-        loss = self.loss.generator(self.net.module(points))
+        labels = [drawn_labels(self.config, self._round, len(images))] if self.config.conditional else []
+        loss = self.loss.generator(self.net.module(points, *labels))
         self.g_loss = loss.item() / len(images)
         (gradient,) = torch.autograd.grad(loss, points)
         return gradient
@@ -187,14 +222,24 @@ class DNode:
     def judge(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient of its logit at each image, of the images' shape, and the logits, (n,)."""
         points = images.detach().requires_grad_(True)
-        logits = self.net.module(points)
+        labels = [drawn_labels(self.config, self._round, len(images))] if self.config.conditional else []
+        logits = self.net.module(points, *labels)
         self.g_loss = self.loss.generator(logits).item() / len(images)
         (gradient,) = torch.autograd.grad(logits.sum(), points)
         return gradient, logits.detach().view(-1)
 
+    def _given(self, labels: list[Tensor]) -> Discriminate:
+        """The discriminator of images whose labels (if any) are these."""
+        return lambda images: self.net.module(images, *labels)
+
+    def _fakes_of_one(self, fakes: Tensor) -> int:
+        """How many of the round's generated images are one G-Node's: each draws the same labels."""
+        several = self.config.algorithm == "ac-gan" and self.config.g_nodes > 1
+        return (self.config.acgan.fake_batch_size or self.config.batch_size) if several else len(fakes)
+
     def mix(self, step: int, num_pairs: int) -> Tensor:
         """Places between real and generated images at which wgan-gp looks at the gradient."""
-        seed = derive_seed(self.seed, step, self.node, "mix", "data")
+        seed = derive_seed(self.config.seed, step, self.node, "mix", "data")
         return torch.rand(num_pairs, 1, 1, 1, generator=torch.Generator().manual_seed(seed))
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -127,10 +127,12 @@ def line(rows: Sequence[Mapping[str, Any]], config: RunConfig, evaluation: Evalu
         "link_rate_mbps": {f"{s}->{row['node']}": rate for row in rows for s, rate in row["rates"].items()},
         "score": evaluation.score,
         "fid": evaluation.fid,
+        "kid": evaluation.kid,
         "class_histogram": evaluation.class_histogram,
         "entropy": evaluation.entropy,
         "num_images": evaluation.num_images,
         "num_real": evaluation.num_real,
+        **({} if evaluation.modes is None else {"modes": evaluation.modes, "near": evaluation.near}),
     }
 
 
@@ -142,6 +144,9 @@ def summary(config: RunConfig, last: Mapping[str, Any], interrupted: bool) -> di
         "bytes_sent_by_kind",
         "codecs",
         "fid",
+        "kid",
+        "modes",
+        "near",
         "fid_raw",
         "score",
         "score_raw",

@@ -14,6 +14,7 @@ from torch import Tensor
 from dance.exchange import Exchange
 from dance.gan.config import RunConfig
 from dance.gan.nodes import Batches, DNode, GNode, build_discriminator, build_generator
+from dance.gan.parts import Part
 
 
 def local_round(g: GNode, d: DNode, round_index: int) -> None:
@@ -27,11 +28,11 @@ def local_round(g: GNode, d: DNode, round_index: int) -> None:
 class Standalone:
     """G with node id 0 and D with node id 1, as a G-Node and its only D-Node have; both live on node 0."""
 
-    def __init__(self, config: RunConfig, exchange: Exchange, parts: Sequence[Tensor]) -> None:
+    def __init__(self, config: RunConfig, exchange: Exchange, parts: Sequence[Part]) -> None:
         config = dataclasses.replace(config, batch_size=config.batch_size * config.d_nodes)
-        (images,) = parts
-        self.g = build_generator(config, images.shape[1:], 0)
-        batches = Batches(images=images, size=config.batch_size, seed=config.seed, node=1)
+        (part,) = parts
+        self.g = build_generator(config, part.shape[1:], 0)
+        batches = Batches(images=part, size=config.batch_size, seed=config.seed, node=1)
         self.d = build_discriminator(config, config.d_optimizer, batches)
 
     def round(self, round_index: int) -> None:

@@ -10,19 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
 from dance.exchange import Exchange
 from dance.gan.acgan.adaptive import Adaptive
 from dance.gan.acgan.data_parallel import DataParallel
 from dance.gan.acgan.model_parallel import ModelParallel
 from dance.gan.config import RunConfig
+from dance.gan.parts import Part
 
 __all__ = ["Adaptive", "DataParallel", "ModelParallel", "acgan"]
 
 
 def acgan(
-    config: RunConfig, exchange: Exchange, parts: Sequence[Tensor]
+    config: RunConfig, exchange: Exchange, parts: Sequence[Part]
 ) -> Adaptive | DataParallel | ModelParallel:
     """The nodes of this process, in the layout that the config names."""
     layouts: dict[str, Any] = {

@@ -21,6 +21,7 @@ from dance.gan.acgan.data_parallel import DataParallel
 from dance.gan.acgan.model_parallel import ModelParallel, Nodes
 from dance.gan.config import RunConfig
 from dance.gan.nodes import discriminator_net
+from dance.gan.parts import Part
 
 # The indicator of one exchange is noisy; so many of the last ones are averaged.
 _WINDOW = 5
@@ -29,7 +30,7 @@ _WINDOW = 5
 class Adaptive:
     """`layout` is the one in use; `switched` the round after which it became the model parallel one."""
 
-    def __init__(self, config: RunConfig, exchange: Exchange, parts: Sequence[Tensor]) -> None:
+    def __init__(self, config: RunConfig, exchange: Exchange, parts: Sequence[Part]) -> None:
         self.config = config
         self.exchange = exchange
         self.parts = parts

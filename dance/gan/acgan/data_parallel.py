@@ -30,6 +30,7 @@ from dance.gan.acgan.wires import HUB, wires
 from dance.gan.computing import ABSORB, GENERATE
 from dance.gan.config import RunConfig
 from dance.gan.nodes import DNode, GNode, build_generator, discriminator_net, under
+from dance.gan.parts import Part
 
 _LOG = logging.getLogger("dance.gan")
 
@@ -41,7 +42,7 @@ class DataParallel:
     workers' have in common. Where there is no hub, the first worker's is evaluated.
     """
 
-    def __init__(self, config: RunConfig, exchange: Exchange, parts: Sequence[Tensor]) -> None:
+    def __init__(self, config: RunConfig, exchange: Exchange, parts: Sequence[Part]) -> None:
         shape = tuple(parts[0].shape[1:])
         self.wires = wires(config, exchange, math.prod(shape))
         self.sync = config.acgan.g_sync

@@ -32,6 +32,7 @@ from dance.gan.losses import loss_named
 from dance.gan.messages import content
 from dance.gan.models import FlatModule
 from dance.gan.nodes import DNode, GNode, build_generator, discriminator_net
+from dance.gan.parts import Part
 from dance.gan.recipes import read_recipes
 from dance.gan.weighting import Weighting
 
@@ -60,7 +61,7 @@ class ModelParallel:
         self,
         config: RunConfig,
         exchange: Exchange,
-        parts: Sequence[Tensor],
+        parts: Sequence[Part],
         *,
         nodes: Nodes | None = None,
         ways: Wires | None = None,

@@ -22,6 +22,7 @@ from dance.gan.config import RunConfig
 from dance.gan.models import FlatModule
 from dance.gan.nodes import Batches, DNode, build_discriminator, under
 from dance.gan.optimizers import BlockAdam
+from dance.gan.parts import Part
 from dance.gan.workers import Workers
 
 
@@ -116,7 +117,7 @@ class Team:
             self.gossip.restore(node, tensors, meta)
 
 
-def d_nodes(config: RunConfig, wires: Wires, parts: Sequence[Tensor]) -> dict[int, DNode]:
+def d_nodes(config: RunConfig, wires: Wires, parts: Sequence[Part]) -> dict[int, DNode]:
     """The D-Nodes of this process, each with its part of the data."""
     nodes = {}
     for node, part in zip(wires.d_ids, parts, strict=True):

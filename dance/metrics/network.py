@@ -1,55 +1,25 @@
-"""How good generated images are: score, FID and class histogram, all with one small seeded classifier.
-
-Published scores and FIDs use another network; these numbers compare only with each other, on the same data.
-"""
+"""The networks whose features and classes images are judged by: trained once a data set, seeded, cached."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
 from dance.data import ImageData, cache_dir
-from dance.errors import DanceError, NonFiniteError
+from dance.errors import DanceError
 from dance.files import write_atomic
 
 # Part of the cache key: raise it whenever network or training change.
 _VERSION = 1
-_BATCH = 1000
-# A class counts as drawn above this share of the images.
-_DRAWN_SHARE = 0.02
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """One evaluation; score, class_histogram and entropy are None for images without labels.
-
-    score: inception score with our classifier, from 1 to the number of classes; fid: on its penultimate
-    features; class_histogram: the share of each class among the generated images; entropy: of it, in nats.
-    """
-
-    score: float | None
-    fid: float
-    class_histogram: list[float] | None
-    entropy: float | None
-    num_images: int
-    num_real: int
-
-    @property
-    def classes_drawn(self) -> int | None:
-        """How many classes make up over 2 % of the generated images."""
-        if self.class_histogram is None:
-            return None
-        return sum(share > _DRAWN_SHARE for share in self.class_histogram)
+BATCH = 1000
 
 
 class FeatureNetwork(nn.Module):
@@ -84,127 +54,34 @@ class FeatureNetwork(nn.Module):
         return logits
 
 
-class _Identity(nn.Module):
-    """What torchmetrics takes for its feature network: ours has run already, once for both metrics."""
+class ColourNetwork(FeatureNetwork):
+    """For colour images from 24 x 24 pixels, which ask for more: four convolutions; features (n, 64)."""
 
-    num_features = FeatureNetwork.num_features
+    def __init__(self, shape: tuple[int, int, int], num_outputs: int) -> None:
+        nn.Module.__init__(self)
+        layers: list[nn.Module] = []
+        width = shape[0]
+        for wider, halve in ((32, True), (64, True), (128, False), (128, True)):
+            layers += [nn.Conv2d(width, wider, 3, padding=1, bias=False), nn.BatchNorm2d(wider)]
+            layers += [nn.ReLU(), nn.MaxPool2d(2)] if halve else [nn.ReLU()]
+            width = wider
+        self.layers = nn.Sequential(*layers)
+        self.hidden = nn.Linear(width, self.num_features)
+        self.output = nn.Linear(self.num_features, num_outputs)
 
-    def forward(self, values: Tensor) -> Tensor:
-        return values
-
-
-class Evaluator:
-    """Evaluates a generator against the real images of `data`.
-
-    The classifier is trained on the first use of a data set (digits: seconds; MNIST: a minute or two) and
-    cached under `cache_dir` (default: $DANCE_CACHE or the platform's cache folder); processes that ask at
-    once wait for one of them. Images without labels: the network is an autoencoder's encoder, and only the
-    FID is given.
-    accuracy: the classifier's share of right answers on images it has not seen; None without labels.
-    """
-
-    accuracy: float | None
-
-    def __init__(
-        self,
-        data: ImageData,
-        *,
-        seed: int = 0,
-        cache_dir: Path | None = None,
-        num_images: int = 10_000,
-        on_training: Callable[[str], None] | None = None,
-    ) -> None:
-        if num_images < 2:
-            raise ValueError(f"Evaluator: expected num_images of at least 2, got {num_images}; use 10,000")
-        if min(data.shape[1:]) < 4:
-            raise ValueError(
-                f"Evaluator: images of {data.shape[1:]} are too small for its network; use 4 x 4 or more"
-            )
-        self.num_images = num_images
-        self._data = data
-        self._seed = seed
-        self._network, self.accuracy = _cached_network(data, seed, cache_dir, on_training)
-        with _reproducible(seed):
-            self._fid = _frechet()
-            for images in torch.split(data.test_images, _BATCH):
-                self._fid.update(self._network.features(images), real=True)
-        self.num_real = len(data.test_images)
-
-    def evaluate(self, sample: Callable[[int], Tensor]) -> Evaluation:
-        """Draw `num_images` images by calls of `sample(n)` -> (n, c, h, w) in [-1, 1] and evaluate them.
-
-        Equal images give equal results, whatever torch's threads and global generator: both are set for the
-        time of the call (one thread) and put back. Raises NonFiniteError for NaN or infinite pixels.
-        """
-        features, logits = [], []
-        with _reproducible(self._seed):
-            for start in range(0, self.num_images, _BATCH):
-                images = sample(min(_BATCH, self.num_images - start)).detach().to("cpu", torch.float32)
-                if images.shape[1:] != self._data.test_images.shape[1:]:
-                    raise ValueError(
-                        f"Evaluator: expected images of {tuple(self._data.test_images.shape[1:])}, "
-                        f"got {tuple(images.shape[1:])}; the generator must make the data's shape"
-                    )
-                if not bool(torch.isfinite(images).all()):
-                    raise NonFiniteError(
-                        "the generated images hold NaN or infinity: training has diverged; use a smaller "
-                        "learning rate or gossip step size, or resume from an earlier checkpoint"
-                    )
-                features.append(self._network.features(images))
-                logits.append(self._network.output(features[-1]))
-            return self._measure(torch.cat(features), torch.cat(logits))
-
-    def evaluate_real(self) -> Evaluation:
-        """The same measures for the real images: the score to be hoped for, and an FID of about 0."""
-        with _reproducible(self._seed):
-            features = torch.cat(
-                [self._network.features(x) for x in torch.split(self._data.test_images, _BATCH)]
-            )
-            return self._measure(features, self._network.output(features))
-
-    def _measure(self, features: Tensor, logits: Tensor) -> Evaluation:
-        self._fid.reset()  # keeps the real images' statistics
-        self._fid.update(features, real=False)
-        fid = max(0.0, float(self._fid.compute()))
-        score, shares, entropy = None, None, None
-        if self._data.test_labels is not None:
-            score = _inception_score(logits)
-            counts = torch.bincount(logits.argmax(1), minlength=self._data.num_classes).tolist()
-            shares = [count / len(logits) for count in counts]
-            entropy = sum(share * math.log(1 / share) for share in shares if share > 0)
-        return Evaluation(
-            score=score,
-            fid=fid,
-            class_histogram=shares,
-            entropy=entropy,
-            num_images=len(features),
-            num_real=self.num_real,
-        )
+    def features(self, images: Tensor) -> Tensor:
+        """The penultimate layer, (n, 64), for images (n, c, h, w) in [-1, 1]."""
+        return F.relu(self.hidden(self.layers(images).mean((2, 3))))
 
 
-def _frechet() -> Any:
-    # torchmetrics.image exports it only where torch-fidelity is installed, which we do not need.
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
-    # Under torch.distributed a metric would wait for all ranks, and only the generator's rank evaluates.
-    return FrechetInceptionDistance(feature=_Identity(), reset_real_features=False, sync_on_compute=False)
-
-
-def _inception_score(logits: Tensor) -> float:
-    from torchmetrics.image.inception import InceptionScore
-
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # that it keeps the features, which here are 10 numbers an image
-        splits = min(10, max(1, len(logits) // 100))
-        metric: Any = InceptionScore(feature=_Identity(), splits=splits, sync_on_compute=False)
-    metric.update(logits)
-    return float(metric.compute()[0])
+def is_colour(data: ImageData) -> bool:
+    """Whether the larger network is worth its training: labelled colour images that are not tiny."""
+    channels, height, width = data.shape
+    return channels == 3 and min(height, width) >= 24 and data.labels is not None
 
 
 @contextmanager
-def _reproducible(seed: int) -> Iterator[None]:
+def reproducible(seed: int) -> Iterator[None]:
     """One thread, no gradient, a generator seeded for torchmetrics' shuffle; all put back afterwards."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -216,13 +93,14 @@ def _reproducible(seed: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _cached_network(
+def cached_network(
     data: ImageData, seed: int, folder: Path | None, on_training: Callable[[str], None] | None
 ) -> tuple[FeatureNetwork, float | None]:
     from filelock import FileLock, Timeout
 
     labelled = data.labels is not None
-    network = FeatureNetwork(data.shape, data.num_classes if labelled else 1)
+    kind = ColourNetwork if is_colour(data) else FeatureNetwork
+    network = kind(data.shape, data.num_classes if labelled else 1)
     path = (folder or cache_dir() / "classifiers") / f"{_key(data, seed)}.safetensors"
     known = _read(path, network)
     if known is not None:
@@ -247,6 +125,8 @@ def _cached_network(
 
 def _key(data: ImageData, seed: int) -> str:
     digest = hashlib.sha256(f"{_VERSION} {seed} {data.num_classes} {tuple(data.images.shape)}".encode())
+    if is_colour(data):
+        digest.update(b"colour")
     for tensor in (data.images, data.labels, data.test_images, data.test_labels):
         if tensor is not None:
             digest.update(tensor.contiguous().numpy().data)
@@ -301,7 +181,7 @@ def _train(
 ) -> float | None:
     """Train in place; equal weights for equal data and seed on the same torch and CPU; gives the accuracy."""
     say = on_training or (lambda _: None)
-    with _reproducible(seed):
+    with reproducible(seed):
         random = torch.Generator().manual_seed(seed)
         images, labels, test_images, test_labels = (
             data.images,
@@ -325,7 +205,7 @@ def _train(
         _fit_classifier(network, images, labels, random)
         network.eval().requires_grad_(False)
         right = 0
-        for x, y in zip(torch.split(test_images, _BATCH), torch.split(test_labels, _BATCH), strict=True):
+        for x, y in zip(torch.split(test_images, BATCH), torch.split(test_labels, BATCH), strict=True):
             right += int((network(x).argmax(1) == y).sum())
         accuracy = right / max(1, len(test_images))
         say(f"the classifier is right on {accuracy:.2%} of {len(test_images)} images it has not seen")
@@ -344,7 +224,23 @@ def _fit_classifier(network: FeatureNetwork, images: Tensor, labels: Tensor, ran
     # Small sets need many passes, large ones few: about 450 steps on digits, 1,900 on 60,000 images.
     batch = 64 if len(images) < 10_000 else 128
     epochs = 20 if len(images) < 10_000 else 4
+    if isinstance(network, ColourNetwork):
+        # Mirrored and shifted by up to 4 pixels, an image a pass; more passes, since each is another.
+        def loss(x: Tensor, chosen: Tensor) -> Tensor:
+            return F.cross_entropy(network(_shifted(x, random)), labels[chosen])
+
+        _fit(network, images, batch, 3 * epochs // 2, random, loss)
+        return
     _fit(network, images, batch, epochs, random, lambda x, i: F.cross_entropy(network(x), labels[i]))
+
+
+def _shifted(images: Tensor, random: torch.Generator) -> Tensor:
+    """A batch, half of the time mirrored, and moved by up to 4 pixels; what comes in is grey."""
+    if torch.rand(1, generator=random) < 0.5:
+        images = images.flip(3)
+    top, left = torch.randint(0, 9, (2,), generator=random).tolist()
+    height, width = images.shape[2:]
+    return F.pad(images, (4, 4, 4, 4))[:, :, top : top + height, left : left + width]
 
 
 def _fit_autoencoder(network: FeatureNetwork, images: Tensor, random: torch.Generator) -> None:
