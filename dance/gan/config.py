@@ -402,7 +402,11 @@ def _check_layout(config: RunConfig) -> None:
             f"acgan.g_sync: the adaptive layout exchanges delta, got {settings.g_sync}; "
             "use --layout data-parallel"
         )
-    if config.layout == "data-parallel" and settings.g_sync == "delta" and settings.aggregation == "gradient":
+    if (
+        config.layout == "data-parallel"
+        and settings.g_sync == "delta"
+        and settings.aggregation != "parameters"
+    ):
         raise ValueError(
             "acgan.aggregation: g_sync delta exchanges discriminators too, so their gradients are not "
             "averaged; use g_sync gradient or exact"
@@ -416,7 +420,7 @@ def _check_layout(config: RunConfig) -> None:
         raise ValueError(
             "acgan.feedback_weights: ua without R1 collapses to one mode; use --r1 0.5 or other weights"
         )
-    if not config.has_hub and settings.aggregation == "gradient":
+    if not config.has_hub and settings.aggregation != "parameters":
         raise ValueError(
             "acgan.aggregation: gradients are averaged at a hub, which workers that gossip along a "
             f"{config.topology} do not have; use --topology hub or aggregation parameters"
@@ -449,7 +453,7 @@ def _check_table(config: RunConfig) -> None:
     if config.table is None:
         return
     through_hub = config.algorithm == "ac-gan" and config.topology == "hub"
-    if not through_hub or config.layout == "data-parallel" or config.acgan.aggregation == "gradient":
+    if not through_hub or config.layout == "data-parallel" or config.acgan.aggregation != "parameters":
         raise ValueError(
             "table: recipes are for ac-gan's gossip through the hub, model parallel or adaptive; "
             "drop --table, or use --topology hub and --acgan.aggregation parameters"

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 Optimizer = Literal["block-adam", "adam", "sgd"]
 Order = Literal["fresh", "overlap"]
-Aggregation = Literal["parameters", "gradient"]
+Aggregation = Literal["parameters", "gradient", "low-rank"]
 Attachment = Literal["all", "partition"]
 GSync = Literal["delta", "choco", "gradient", "exact"]
 
@@ -29,7 +29,12 @@ class AcganConfig:
     order: Order = "fresh"
     """When D-Nodes gossip: fresh (before they answer the generators) or overlap (while answers travel)."""
     aggregation: Aggregation = "parameters"
-    """What D-Nodes average: parameters (gossip every H rounds) or the gradient (every step, at the hub)."""
+    """What D-Nodes average: parameters (gossip every H rounds), or every step, at the hub, the gradient, or
+    that as low-rank: each of its matrices as two thin factors."""
+    rank: int = 2
+    """Directions that low-rank keeps of each matrix."""
+    factor_codec: str = "int8"
+    """Codec of the factors of low-rank, both ways, or auto."""
     gradient_codec: str = "int4"
     """Codec of averaged gradients, both ways, or auto."""
     attachment: Attachment = "all"
@@ -58,6 +63,7 @@ class AcganConfig:
         """Raises ValueError naming value and remedy."""
         for name in ("period", "sync_period"):
             at_least(f"acgan.{name}", getattr(self, name), 1)
+        at_least("acgan.rank", self.rank, 1)
         at_least("acgan.rotate_every", self.rotate_every, 0)
         if self.fake_batch_size is not None:
             at_least("acgan.fake_batch_size", self.fake_batch_size, 1)
@@ -80,7 +86,11 @@ class AcganConfig:
     @property
     def codec_texts(self) -> Mapping[str, str]:
         """Its codecs by the names they have on the command line."""
-        return {"acgan.gradient_codec": self.gradient_codec, "acgan.sync_codec": self.sync_codec}
+        return {
+            "acgan.gradient_codec": self.gradient_codec,
+            "acgan.factor_codec": self.factor_codec,
+            "acgan.sync_codec": self.sync_codec,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

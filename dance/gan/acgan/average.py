@@ -49,6 +49,7 @@ class FeedbackAverage:
     """Averages vectors of `numel` elements as messages of one `kind`; `followers` get the mean, too.
 
     `num_moments` second moments travel along, uncompressed (0: none). `every`: rounds from one to the next.
+    Without `feedback` what a codec could not send is lost here, and `sent` has what each worker did send.
     skew: at the hub, mean |q_i|^2 / |mean q_i|^2 of the last average: 1 where all agree, N where none do.
     num_bytes: at the hub, what a worker has sent and received in all averages so far, headers included.
     """
@@ -62,6 +63,7 @@ class FeedbackAverage:
         followers: Sequence[int] = (),
         num_moments: int = 0,
         every: int = 1,
+        feedback: bool = True,
     ) -> None:
         self.wires = wires
         self.numel = numel
@@ -70,8 +72,11 @@ class FeedbackAverage:
         self.every = every
         self.followers = list(followers)
         self.residuals = {
-            node: torch.zeros(numel) for node in wires.here if node == HUB or node in wires.d_ids
+            node: torch.zeros(numel)
+            for node in wires.here
+            if feedback and (node == HUB or node in wires.d_ids)
         }
+        self.sent: dict[int, Tensor] = {}
         self.skew: float | None = None
         self.num_bytes = 0.0
 
@@ -123,7 +128,11 @@ class FeedbackAverage:
     def _packet(self, node: int, vector: Tensor, turn: int, peers: Sequence[int]) -> Packet:
         codec = self.wires.choices[node].codec(self.kind, self.numel, turn, peers, every=self.every)
         seed = derive_seed(self.wires.post.seed, turn, node, self.kind, "packet")
-        return stamped(dance.encode_feedback(vector, self.residuals[node], codec, seed=seed), node, turn)
+        if node in self.residuals:
+            return stamped(dance.encode_feedback(vector, self.residuals[node], codec, seed=seed), node, turn)
+        packet = stamped(dance.encode(vector, codec, seed=seed), node, turn)
+        self.sent[node] = content(packet)
+        return packet
 
     def _relayed(self, arrived: Sequence[Message], turn: int) -> dict[str, Packet]:
         ids = self.wires.d_ids

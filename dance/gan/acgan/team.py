@@ -2,8 +2,8 @@
 
 "parameters": local steps, and every H rounds a compressed gossip of the weights. "gradient": before each step
 the gradients are averaged through the hub, compressed both ways with error feedback, so that all D-Nodes take
-the same step and hold equal bits. Where nobody aggregates (one D-Node, or an exchange of whole models does
-it), the team only trains.
+the same step and hold equal bits. "low-rank": the same, with each matrix as two thin factors. Where nobody
+aggregates (one D-Node, or an exchange of whole models does it), the team only trains.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from dance.exchange import Expected, Message
 from dance.gan.acgan.average import FeedbackAverage
 from dance.gan.acgan.gossip import Gossip, Members
+from dance.gan.acgan.low_rank import LowRankAverage
 from dance.gan.acgan.wires import Wires
 from dance.gan.computing import UPDATE
 from dance.gan.config import RunConfig
@@ -44,12 +45,15 @@ class Team:
         self.shares_moments = config.d_optimizer == "block-adam"
         self.workers = Workers(config, wires.post, nodes)
         self.gossip: Gossip | None = None
-        self.average: FeedbackAverage | None = None
+        self.average: FeedbackAverage | LowRankAverage | None = None
         # One D-Node has nobody to agree with: it sends nothing and is a standalone GAN's discriminator.
         if not aggregates or config.d_nodes == 1:
             return
         if config.acgan.aggregation == "gradient":
             self.average = FeedbackAverage(wires, start.theta.numel(), "d-gradient")
+            return
+        if config.acgan.aggregation == "low-rank":
+            self.average = LowRankAverage(wires, start, config.acgan.rank)
             return
         members = Members(
             thetas={node: d.net.theta for node, d in self.nodes.items()},

@@ -43,6 +43,8 @@ def _texts(config: RunConfig) -> dict[str, str]:
         "g-gossip": settings.sync_codec,
         "d-gradient": settings.gradient_codec,
         "g-gradient": settings.gradient_codec,
+        "d-factor-p": settings.factor_codec,
+        "d-factor-q": settings.factor_codec,
     }
     texts = {kind: config.codec or text for kind, text in texts.items()}
     return texts | ({"g-gradient": "none"} if settings.g_sync == "exact" else {})
