@@ -75,7 +75,7 @@ def main() -> int:
         path = RESULTS / f"cpu_{name}_{target}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(results.entry(), indent=1) + "\n")
-        tables.rewrite(DOCUMENT, text, target)
+        tables.rewrite(DOCUMENT, text, f"measured with {target}")
         print(f"\nwrote {path.relative_to(ROOT)} and {DOCUMENT.relative_to(ROOT)}", file=sys.stderr)
     return 0
 

@@ -69,9 +69,9 @@ def document(results: Results) -> str:
     return "\n\n".join(parts)
 
 
-def rewrite(path: Path, text: str, target: str) -> None:
-    """Puts the text between the markers of a CPU target in a document; ValueError where it has none."""
-    first, last = f"<!-- measured with {target}: begin -->", f"<!-- measured with {target}: end -->"
+def rewrite(path: Path, text: str, mark: str = "measured") -> None:
+    """Puts the text between the markers of that name in a document; ValueError where it has none."""
+    first, last = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
     old = path.read_text()
     head, begin, rest = old.partition(first)
     _, end, tail = rest.partition(last)

@@ -31,7 +31,7 @@ inline bool all_finite(const float* values, uint32_t n) {
   return largest < kInfinityBits;
 }
 
-// float16 by the instructions of F16C, for finite values: 1.8 to 3 times as fast as the integer arithmetic of
+// float16 by the instructions of F16C, for finite values: 1.3 to 3.2 times as fast as the integer arithmetic of
 // base/half.h, with the same bits (benchmarks/halves.cpp). They would make a NaN quiet.
 #if defined(__F16C__) && !defined(DANCE_PLAIN_LOOPS)
 constexpr bool kHasHalves = true;
