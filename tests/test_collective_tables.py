@@ -221,7 +221,7 @@ def test_a_run_keeps_what_was_measured_before_ctrl_c(tmp_path: Path) -> None:
         if begun == 2:
             break
     run.send_signal(signal.SIGINT)
-    printed, said = run.communicate(timeout=30)
+    printed, said = run.communicate(timeout=120)
     assert run.returncode == 1, said
     found = load(out)
     assert found is not None

@@ -48,6 +48,7 @@ LAYOUTS = {
     "gradients": replace(
         TINY, layout="data-parallel", acgan=AcganConfig(g_sync="gradient", aggregation="gradient")
     ),
+    "low-rank": replace(TINY, acgan=AcganConfig(aggregation="low-rank")),
     "adaptive": SWITCHING,
     "overlap": replace(TINY, topology="ring", acgan=AcganConfig(order="overlap", fake_batch_size=30)),
 }
@@ -241,7 +242,7 @@ def _real_and_simulated(folder: Path | str) -> list[tuple[str, RunConfig]]:
         ("table", replace(three, gossip_codec="auto", table=str(file), rounds=24)),
         *(
             (name, replace(LAYOUTS[name], d_nodes=3, rounds=12))
-            for name in ("adaptive", "gradients", "overlap")
+            for name in ("adaptive", "gradients", "low-rank", "overlap")
         ),
         ("md-gan", replace(three, algorithm="md-gan", rounds=9)),
         ("fl-gan", replace(three, algorithm="fl-gan", rounds=9)),
