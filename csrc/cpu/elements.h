@@ -48,6 +48,7 @@ inline void narrow_halves(const float* __restrict from, uint16_t* __restrict to,
   const __m256 most = _mm256_set1_ps(65504.0f), least = _mm256_set1_ps(-65504.0f);
   uint32_t i = 0;
   for (; i + 8 <= n; i += 8) {
+    // NOLINTNEXTLINE(portability-simd-intrinsics): beside F16C, which has no portable form
     const __m256 held = _mm256_max_ps(_mm256_min_ps(_mm256_loadu_ps(from + i), most), least);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm256_cvtps_ph(held, _MM_FROUND_TO_NEAREST_INT));
   }

@@ -70,6 +70,7 @@ inline uint64_t scan(const float* v, uint64_t n, uint64_t first_index, uint32_t 
   uint64_t found = 0, i = 0;
   const auto take = [&](uint64_t at) {
     indices[found] = static_cast<uint32_t>(first_index + at);
+    // NOLINTNEXTLINE(clang-analyzer-core.uninitialized.Assign): load_chunk knows all dtypes there are
     values[found] = v[at];
   };
   for (; i + kGroup <= n; i += kGroup) {
