@@ -13,22 +13,10 @@ from dance import checkpoint
 from dance.errors import DanceError
 from dance.files import write_atomic, writing
 from dance.gan.config import RunConfig
+from dance.gan.settings import WHERE_AND_WHEN
 from dance.report import read_metrics
 
 State = Literal["done", "diverged", "begun", "new", "changed"]
-# What may differ between a run that is there and the one that is planned, without a new beginning.
-_FREE = (
-    "out",
-    "resume",
-    "rounds",
-    "megabytes",
-    "virtual_seconds",
-    "evaluate_every",
-    "evaluate_at",
-    "evaluate_megabytes",
-    "evaluate_images",
-    "checkpoint_every",
-)
 _DIVERGED = "diverged.json"
 
 
@@ -105,7 +93,7 @@ def clear_marks(folder: Path) -> None:
 
 def _bare(config: RunConfig) -> dict[str, Any]:
     values = config.to_json()
-    return {name: value for name, value in values.items() if name not in _FREE}
+    return {name: value for name, value in values.items() if name not in WHERE_AND_WHEN}
 
 
 def _is_enough(summary: Mapping[str, Any], config: RunConfig) -> bool:
@@ -135,4 +123,4 @@ def _diverged(folder: Path) -> str | None:
 def without_limits(config: RunConfig) -> RunConfig:
     """The config with everything at its default that does not change what a round does."""
     default = RunConfig()
-    return dataclasses.replace(config, **{name: getattr(default, name) for name in _FREE})
+    return dataclasses.replace(config, **{name: getattr(default, name) for name in WHERE_AND_WHEN})

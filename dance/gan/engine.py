@@ -37,6 +37,7 @@ from dance.gan.models.build import check_models
 from dance.gan.models.own import is_here_only, known
 from dance.gan.parts import Part, RunData, run_data, with_classes
 from dance.gan.rows import Algorithm, Measuring, gathered, line, summary
+from dance.gan.settings import WHERE_AND_WHEN
 from dance.gan.standalone import Standalone
 from dance.launch import launch
 from dance.metrics import NOT_MEASURED, Evaluation, Evaluator
@@ -134,23 +135,7 @@ def resumed(config: RunConfig) -> RunConfig:
         saved = RunConfig.from_json(json.loads(file.read_text(encoding="utf-8")))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DanceError(f"resume: {file} is damaged ({error}); start a new run without --resume") from None
-    free = {
-        "rounds",
-        "out",
-        "resume",
-        "simulate",
-        "links",
-        "compute",
-        "stragglers",
-        "stack",
-        "megabytes",
-        "virtual_seconds",
-        "evaluate_every",
-        "evaluate_at",
-        "evaluate_megabytes",
-        "evaluate_images",
-        "checkpoint_every",
-    }
+    free = {*WHERE_AND_WHEN, "simulate", "links", "compute", "stragglers", "stack"}
     default = RunConfig()
     changes: dict[str, Any] = {"resume": config.resume}
     if checkpoint.round_of(checkpoint.find(folder)) >= saved.rounds:

@@ -13,6 +13,19 @@ Attachment = Literal["all", "partition"]
 GSync = Literal["delta", "choco", "gradient", "exact"]
 
 OPTIMIZERS = ("block-adam", "adam", "sgd")
+# Fields of RunConfig that say where a run writes, and when it ends, evaluates and saves, not how it trains.
+WHERE_AND_WHEN = (
+    "out",
+    "resume",
+    "rounds",
+    "megabytes",
+    "virtual_seconds",
+    "evaluate_every",
+    "evaluate_at",
+    "evaluate_megabytes",
+    "evaluate_images",
+    "checkpoint_every",
+)
 # How feedback is joined (dance.gan.weighting).
 SCHEMES = ("mean", "f2u", "f2a", "gman", "ua")
 NEED_ODDS = ("f2a", "ua")  # these read a logit as the log of the odds that an image is real
