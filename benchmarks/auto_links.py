@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import auto_tables, collective_tables
-from benchmarks.auto_tables import AUTO
+from benchmarks.auto_tables import AUTO, STEPPING
 from benchmarks.findings import RESULTS, Findings, findings, say
 from benchmarks.testbed.ranks import end_on_sigterm
 from benchmarks.testbed.replay import Replay, parse_steps
 from benchmarks.testbed.trial import LOOPBACK, Parent, at_rank, bed_of, trial
 from dance.bandwidth import Trace, parse_trace, read_trace
 from dance.codecs import Codec
-from dance.policy import Auto, Send
+from dance.policy import Auto, Figures, Send
 
 MODULE = "benchmarks.auto_links"
 _MI = 1 << 20
@@ -41,7 +41,7 @@ _STEADY = {
 }
 # steps: float32 elements, calls. In each step there is room for 20 calls of auto and more.
 STEPS = {
-    "100mbit@3s,10mbit@5s,100mbit@3s": (_MI // 8, 400),
+    STEPPING: (_MI // 8, 400),
     "10mbit@3s,100mbit@3s": (_MI // 16, 300),
     "10gbit@2s,100mbit@2s": (_MI // 4, 300),
 }
@@ -189,15 +189,20 @@ def measure(work: dict[str, Any], parent: Parent) -> None:
 
 
 class _Noted(Auto):
-    """Auto that keeps what it chose."""
+    """Auto that keeps what it chose; ``news``: whether ranks have agreed on something since that was reset."""
 
     def __init__(self) -> None:
         super().__init__()
         self.chosen: list[Codec] = []
+        self.news = False
 
     def choose(self, send: Send) -> Codec:
         self.chosen.append(super().choose(send))
         return self.chosen[-1]
+
+    def agree(self, figures: Figures) -> None:
+        super().agree(figures)
+        self.news = True
 
 
 class _Caller:
@@ -207,16 +212,21 @@ class _Caller:
         self.auto = _Noted() if name == AUTO else None
         self._codec = name if self.auto is None else self.auto
         self._believed_mbps: list[float | None] = []  # of the link, after each call
+        self._believes_mbps: float | None = None
 
     def __call__(self, t: Any) -> float:
+        """Returns the seconds of the call alone: what is noted of it is the benchmark's, not auto's."""
         import dance.distributed as dd
 
         start = time.perf_counter()
         dd.all_reduce(t, codec=self._codec, min_bytes=0)
         seconds = time.perf_counter() - start
         if self.auto is not None:
-            estimate = self.auto.link_estimate()
-            self._believed_mbps.append(None if estimate is None else round(estimate.rate_mbps, 4))
+            if self.auto.news:
+                self.auto.news = False
+                estimate = self.auto.link_estimate()
+                self._believes_mbps = None if estimate is None else round(estimate.rate_mbps, 4)
+            self._believed_mbps.append(self._believes_mbps)
         return seconds
 
     def told(self) -> dict[str, Any]:
@@ -262,12 +272,11 @@ def _measure_varying(work: dict[str, Any], parent: Parent) -> None:
         starts = []
         parent.ask({"codec": name})
         dist.barrier()
-        start = time.monotonic()
+        total = torch.zeros(1, dtype=torch.float64)
         for _ in range(work["calls"]):
             starts.append(time.monotonic())
             t.copy_(x)
-            caller(t)
-        total = torch.tensor([time.monotonic() - start], dtype=torch.float64)
+            total += caller(t)
         dist.all_reduce(total, dist.ReduceOp.MAX)
         parent.tell({"total_s": float(total), "starts_s": starts} | caller.told())
 

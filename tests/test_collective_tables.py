@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import run_ranks
+
+from dance.bandwidth import LinkEstimate
+from dance.policy import Auto
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import auto_tables, collective_tables  # noqa: E402
+from benchmarks import auto_links, auto_tables, collective_tables  # noqa: E402
 from benchmarks.auto_tables import PAYLOAD_SHARE  # noqa: E402
 from benchmarks.command import command_of  # noqa: E402
 from benchmarks.findings import Findings, load, machine  # noqa: E402
@@ -139,9 +143,9 @@ def test_a_codec_that_changes_late_is_told_apart_from_trials() -> None:
         assert [*row[2:5], row[-1]] == expected
 
 
-def test_totals_are_over_steady_links_and_those_that_change() -> None:
-    def varying(codec: str, total_s: float) -> dict[str, Any]:
-        common = {"what": "varying", "link": "steps", "ranks": 2, "mean_mbps": 55.0, "numel": 1000}
+def test_totals_are_over_the_set_and_over_everything() -> None:
+    def varying(codec: str, total_s: float, link: str = "walk:20") -> dict[str, Any]:
+        common = {"what": "varying", "link": link, "ranks": 2, "mean_mbps": 55.0, "numel": 1000}
         idle = {"calls": 1, "codecs": ["int8"], "starts_s": [0.0], "believed_mbps": [None]}
         return {**common, **idle, "codec": codec, "total_s": total_s, "changes": [[0.0, 100.0]]}
 
@@ -151,6 +155,62 @@ def test_totals_are_over_steady_links_and_those_that_change() -> None:
     assert rows["auto"][0] == "20.20"  # 2 calls of 9 s, 4 of 0.05 s, and the mean of 1 and 3
     assert rows["none"] == ["20.60", "+2.0%", "ok"]  # 6 of 0.1 s
     assert rows["int8"] == ["17.30", "-14.4%", "falls short"]
+    for link, part in ((auto_tables.STEPPING, 1.0), ("10gbit@2s,100mbit@2s", 100.0)):
+        records += [varying(codec, part, link) for codec in ("none", "int8")] + [varying("auto", 2.0, link)]
+    text = auto_tables.auto_links(_found([*records, varying("auto", 3.0)]))
+    rows = {row[0]: row[1:] for row in _rows(text.partition("### The set")[2].partition("###")[0])}
+    assert rows["auto"][0] == "4.00"  # neither steady links nor the other one that steps
+    assert rows["int8"] == ["18.00", "+350.0%", "ok"]
+    rows = {row[0]: row[1:] for row in _rows(text.partition("### All links")[2].partition("###")[0])}
+    assert rows["int8"][0] == "118.30"
+
+
+class _Clock:
+    """Time that passes only while a benchmark takes notes of auto."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    perf_counter = monotonic
+
+
+class _Notes:
+    """What a parent is told of a trial at one rank."""
+
+    def __init__(self) -> None:
+        self.told: list[dict[str, Any]] = []
+
+    def ask(self, what: dict[str, Any]) -> None:
+        pass
+
+    def tell(self, record: dict[str, Any]) -> None:
+        self.told.append(record)
+
+
+def _noted(rank: int) -> list[dict[str, Any]]:
+    clock, notes = _Clock(), _Notes()
+
+    def link_estimate(auto: Auto) -> LinkEstimate | None:
+        clock.now_s += 1.0
+        return LinkEstimate(rate_mbps=7.0, latency_s=0.0)
+
+    auto_links.time, Auto.link_estimate = clock, link_estimate  # type: ignore[assignment,method-assign]
+    work = {"what": "varying", "candidates": ["none", "int8"], "numel": 1 << 14, "calls": 6}
+    auto_links.measure(work, notes)  # type: ignore[arg-type]
+    assert clock.now_s > 0.0
+    return notes.told
+
+
+def test_what_a_benchmark_notes_of_auto_is_no_time_of_auto() -> None:
+    for told in run_ranks(_noted, 2):
+        assert [record["total_s"] for record in told] == [0.0] * 4
+        for record in (told[0], told[-1]):
+            assert len(record["believed_mbps"]) == len(record["codecs"]) == 6
+            assert record["believed_mbps"][0] is None
+            assert record["believed_mbps"][-1] == 7.0
 
 
 def test_calls_until_a_rate_is_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
