@@ -189,7 +189,7 @@ def measure(work: dict[str, Any], parent: Parent) -> None:
 
 
 class _Noted(Auto):
-    """Auto that keeps what it chose; ``news``: whether ranks have agreed on something since that was reset."""
+    """Auto that keeps what it chose; ``news``: ranks have agreed on something since that was reset."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -152,12 +152,14 @@ class CallLog:
     It chooses as ``policy`` does. A line has round, kind, target, numel, codec, num_bytes, predicted_s (null
     before anything is known) with its parts, and measured seconds, encode_s, decode_s, wire_s, wire_bytes.
     Write it at one rank, or in a file for each. What is logged of policies and restored is the policy's own.
+    Of a `PerLayer` its policies have lines, fixed codecs none: nothing is predicted of those.
     """
 
     def __init__(self, policy: Policy, path: str | Path) -> None:
         self.policy = policy
         self.path = Path(path)
         self._predicted: dict[tuple[int, str, str], dict[str, Any]] = {}
+        self._parts: dict[int, CallLog] = {}  # of policies for each name, by id; they keep theirs alive
         self._lock = threading.Lock()
         with writing(self.path):
             self.path.touch()  # now, and not in the middle of training
@@ -165,6 +167,24 @@ class CallLog:
     @property
     def log(self) -> list[Decision]:
         return self.policy.log
+
+    def rule_of(self, target: str) -> Codec | Policy | None:
+        """Returns what a `PerLayer` has for ``target``, logged in the same file; None: no rule for it."""
+        find = getattr(self.policy, "rule_of", None)
+        return None if find is None else self._part(find(target))
+
+    @property
+    def default(self) -> Any:
+        """What counts where there is no rule: a codec or a policy."""
+        policy: Any = self.policy
+        return self._part(policy.default) if hasattr(policy, "rule_of") else self
+
+    def _part(self, part: Any) -> Any:
+        if not hasattr(part, "choose"):
+            return part
+        if id(part) not in self._parts:
+            self._parts[id(part)] = CallLog(part, self.path)
+        return self._parts[id(part)]
 
     def choose(self, send: Send) -> Codec:
         explanation = self.policy.explain(send)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ import dance
 from dance.ddp import CompressionState, PowerSGD
 from dance.distributed.member import member_of
 from dance.policy import Fixed, PerLayer
+from dance.report import CallLog
 
 OPTIONS: tuple[dict[str, Any], ...] = (
     {},
@@ -124,9 +127,10 @@ def _settings(rank: int) -> dict[str, bool]:
     )
 
     policy = PerLayer({"last.*": "none", "*.weight": Fixed("int8")}, "int4")
-    again = wrap(Terms())
-    dance.ddp.attach(again, policy, min_bytes=0, feedback=False)
-    answers["per layer"] = same(backward(again, coefficients(rank, 0)), applied)
+    for name, each in (("per layer", policy), ("logged", CallLog(policy, Path(tempfile.mkdtemp()) / "log"))):
+        again = wrap(Terms())
+        dance.ddp.attach(again, each, min_bytes=0, feedback=False)
+        answers[name] = same(backward(again, coefficients(rank, 0)), applied)
 
     ddp = wrap(Terms())
     state = dance.ddp.attach(ddp, "sign", start_step=2, min_bytes=0)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
+from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import collective_oracle as oracle
@@ -17,6 +20,9 @@ import dance
 import dance.distributed as dd
 from dance.distributed.residual import pay
 from dance.feedback import reshard
+from dance.local_sgd import LocalSGD, averaging
+from dance.policy import Fixed, PerLayer
+from dance.report import CallLog, read_metrics
 
 NUMEL = 2777
 STEPS = 6
@@ -249,3 +255,120 @@ def test_reshard_refuses_what_it_cannot_do() -> None:
     with pytest.raises(ValueError, match="rank 2, world 2"):
         reshard([state], 2, 2)
     assert reshard([state], 0, 1) == state
+
+
+def _direct_beside_encoding(rank: int, store: str) -> None:
+    """Rank 1 begins when rank 0 has got through all its calls: none of them may wait for a peer."""
+    group = dist.new_group(timeout=timedelta(seconds=8))
+    signs = dist.FileStore(store, 2)
+    feedback = dance.ErrorFeedback("int8")
+    feedback.put("residual", "b", torch.full((300,), 0.25))
+    if rank == 1:
+        signs.wait(["rank 0 is through"], timedelta(seconds=20))
+    options = {"feedback": feedback, "group": group, "async_op": True}
+    a, b, c = torch.ones(1000), torch.ones(300), torch.ones(300)
+    works = [
+        dd.all_reduce(a, codec="int8", key="a", min_bytes=0, **options),
+        dd.all_reduce(b, codec="none", key="b", **options),
+        dd.all_gather_into_tensor(torch.empty(600), c, codec="int8", key="c", **options),  # under min_bytes
+    ]
+    if rank == 0:
+        signs.set("rank 0 is through", "")
+    for work in works:
+        work.wait()
+    assert [work.stats().algorithm for work in works] == ["one-shot", "direct", "direct"]
+    assert torch.equal(b, torch.full((300,), 2.5))
+    # With the same key it waits, for what that call will leave to be paid.
+    for step in range(3):
+        values = _tensor(_input(rank, 1000, step=step))
+        total = values.clone()
+        dist.all_reduce(total)
+        first, second = values.clone(), torch.zeros(1000)
+        work = dd.all_reduce(first, codec="int4", key="a", min_bytes=0, **options)
+        dd.all_reduce(second, codec="none", key="a", feedback=feedback, group=group)
+        work.wait()
+        assert torch.allclose(first + second, total, atol=1e-5)
+        assert not feedback.owes("a")
+
+
+def test_a_direct_call_waits_for_those_that_encode_the_same_key_alone(tmp_path: Path) -> None:
+    run_ranks(_direct_beside_encoding, 2, str(tmp_path / "signs"))
+
+
+def _broadcasts(rank: int) -> None:
+    feedback = dance.ErrorFeedback("int8")
+    for step, (codec, min_bytes) in enumerate(
+        (("int2", 0), ("none", 0), ("int2", 0), ("int8", 1 << 20), ("int2", 0), (Fixed("none"), 0))
+    ):
+        x = _tensor(_input(0, NUMEL, step=step)).view(-1, 1).expand(-1, 2)[:, 0]  # with gaps
+        sent = x.clone()
+        owed = feedback.residual("w")
+        owed = torch.zeros(NUMEL) if owed is None or step == 0 else owed.clone()
+        out = x.clone() if step % 4 == 1 else torch.empty(2 * NUMEL)[::2].copy_(x)
+        dd.broadcast(out, 0, codec=codec, feedback=feedback, key="w", min_bytes=min_bytes)
+        both = [torch.empty(NUMEL) for _ in range(2)]
+        dist.all_gather(both, out.contiguous())
+        assert torch.equal(both[0], both[1]), (step, codec)
+        if rank == 0:
+            left = feedback.residual("w")
+            assert torch.allclose(sent + owed, out + left, atol=1e-6), (step, codec)
+            assert bool(left.any()) is (step % 2 == 0)
+
+
+def test_a_direct_broadcast_leaves_what_it_has_paid_at_the_root_too() -> None:
+    run_ranks(_broadcasts, 2)
+
+
+def _by_name(rank: int) -> None:
+    keys = ["a.bias", "b.weight", "c.bias", "head.weight"]
+    rules = {"*.bias": "bf16", "head.*": "none"}
+    given = [_tensor(_input(rank, 500 + k, step=k)) for k in range(4)]
+    each = [t.clone() for t in given]
+    dd.all_reduce_coalesced(each, codec=["bf16", "int8", "bf16", "none"], keys=keys, min_bytes=0)
+    log = Path(tempfile.mkdtemp()) / "calls.jsonl"
+    for policy in (
+        PerLayer(rules, default="int8"),
+        PerLayer(rules, default=Fixed("int8")),
+        PerLayer(rules, default=PerLayer({"b.*": "int8"}, default="sign")),
+        CallLog(PerLayer(rules, default=_Int8("int8")), log),
+    ):
+        named = [t.clone() for t in given]
+        dd.all_reduce_coalesced(named, codec=policy, keys=keys, min_bytes=0)
+        assert all(torch.equal(a, b) for a, b in zip(named, each, strict=True))
+        alone = given[1].clone()
+        dd.all_reduce(alone, codec=policy, key=keys[1], min_bytes=0)
+        assert torch.equal(alone, each[1])
+        shares = [torch.empty(500), torch.empty(500)]
+        wide = given[0].repeat(2)
+        for share, codec in zip(shares, (policy, "bf16"), strict=True):
+            dd.reduce_scatter_tensor(share, wide, codec=codec, key=keys[0], min_bytes=0)
+        assert torch.equal(*shares)
+    lines = read_metrics(log)
+    assert [line["target"] for line in lines] == ["b.weight"] * 2
+    assert [decision.codec for decision in policy.log] == ["int8:block=256"]
+
+    # Whole models.
+    torch.manual_seed(rank)
+    model = torch.nn.Sequential(torch.nn.Linear(30, 40), torch.nn.Linear(40, 30))
+    local = LocalSGD(
+        model, every=1, codec=PerLayer({"*.bias": "none"}, default="int2"), outer_optimizer=averaging
+    )
+    biases = {name: each.detach() for name, each in model.named_parameters() if name.endswith("bias")}
+    torch.manual_seed(100 + rank)
+    with torch.no_grad():
+        for each in model.parameters():
+            each.add_(torch.randn(each.shape))
+    means = {name: each / 2 for name, each in biases.items()}
+    for mean in means.values():
+        dist.all_reduce(mean)
+    local.step()
+    for name, mean in means.items():
+        assert torch.allclose(biases[name], mean, atol=1e-5), name
+
+
+class _Int8(Fixed):
+    """A policy that is asked: no codec that is known."""
+
+
+def test_a_policy_for_each_name_is_followed_for_each_tensor_of_a_call() -> None:
+    run_ranks(_by_name, 2)

@@ -164,7 +164,9 @@ def test_per_layer_asks_the_first_pattern_that_matches() -> None:
 
     names = ("conv.bias", "head.weight", "head.bias", "conv.weight", "")
     assert [chosen(name) for name in names] == ["bf16", "none", "bf16", "int8", "int8"]
-    assert [decision.target for decision in policy.log] == list(names)
+    assert sorted(decision.target for decision in policy.log) == sorted(names)
+    assert str(policy.rule_of("conv.bias")) == "bf16"
+    assert policy.rule_of("conv.weight") is None
     assert policy.explain(Send(kind="all_reduce", target="x.bias", round=2, numel=9)).chosen.codec == "bf16"
 
 

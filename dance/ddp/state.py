@@ -19,7 +19,7 @@ from dance.distributed import CallStats, Work
 from dance.distributed.totals import Totals
 from dance.feedback import ErrorFeedback
 from dance.plan import plan
-from dance.policy import Fixed, PerLayer
+from dance.policy.per_layer import part_of, ruled
 from dance.powersgd import LowRank, PowerSGD
 
 NONE = to_codec("none")
@@ -94,14 +94,9 @@ class CompressionState:
 
     def codec_of(self, name: str, ndim: int) -> Any:
         """Returns the codec, or the policy, of a parameter; with PowerSGD that of what has no factors."""
-        default = NONE if isinstance(self._codec, PowerSGD) else self._codec
-        if isinstance(default, PerLayer):  # asked here, for a coalesced call asks for all its tensors at once
-            ruled = default.rule_of(name)
-            policy = ruled or default.default
-            default = policy.codec if isinstance(policy, Fixed) else policy
-            if ruled is not None:
-                return default
-        return self._rules.choose(name, ndim, default)
+        given = NONE if isinstance(self._codec, PowerSGD) else self._codec
+        rule = ruled(given, name)  # of a policy for each name: it counts as those of the user do
+        return self._rules.choose(name, ndim, part_of(given, name)) if rule is None else rule
 
     def keeps_residual(self, codec: Any) -> bool:
         """Returns whether what ``codec``, or a policy, cannot send is kept."""

@@ -10,7 +10,8 @@ from dance.codecs import codec as to_codec
 from dance.distributed.member import Member
 from dance.distributed.work import CallStats
 from dance.feedback import ErrorFeedback
-from dance.policy import Outcome, Send
+from dance.policy import Auto, Outcome, Send
+from dance.policy.per_layer import part_of
 
 # Text, codec, or a policy (`dance.policy`); "auto": one Auto policy kept per group. None: the feedback's own
 # codec, with its warm-up, or int8 without feedback.
@@ -46,13 +47,16 @@ class Choice:
         self.policy.observe(self.send, self.codec, outcome)
 
 
+def by_name(like: CodecLike, key: str | None) -> CodecLike:
+    """Returns what ``like`` says of the tensor of ``key``, where it has rules for names; else itself."""
+    return part_of(like, key or "") if hasattr(like, "rule_of") else like
+
+
 def policy_of(member: Member, like: CodecLike, *, feedback: bool) -> Any:
     """Returns the policy that ``like`` is, None where it is a codec."""
     if isinstance(like, str) and like.strip() == "auto":
         policy = member.auto.get(feedback)
         if policy is None:
-            from dance.policy import Auto
-
             policy = member.auto[feedback] = Auto()
         return policy
     return like if hasattr(like, "choose") else None

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from dance.distributed.agreement import Agreement
+from dance.distributed.residual import Encoding
 from dance.distributed.totals import Totals
 from dance.distributed.turns import Turns
 from dance.errors import NonFiniteError
 from dance.exchange.wire import Wire
 from dance.exchange.worker import Worker
+from dance.feedback import ErrorFeedback
 
 _MEMBERS: weakref.WeakKeyDictionary[dist.ProcessGroup, Member] = weakref.WeakKeyDictionary()
 
@@ -33,6 +36,7 @@ class Member:
         self.worker = Worker("dance-collectives")
         self.totals = Totals()
         self.turns = Turns()
+        self.encoding = Encoding()
         self.calls = 0  # compressed ones: all ranks count alike
         self.auto: dict[bool, Any] = {}  # the policy that "auto" stands for, without and with feedback
         self.unread: tuple[str, torch.Tensor] | None = None  # on a device: whether a call met NaN or infinity
@@ -59,6 +63,14 @@ class Member:
                     f"{name}: the input of some rank was NaN or infinite; its blocks counted as zero in that "
                     "call; mend the input or pass nonfinite='zero'"
                 )
+
+    def owes(self, feedback: ErrorFeedback, keys: Sequence[str | None]) -> bool:
+        """Returns whether anything is owed to what goes uncompressed; waits for calls with the same keys that
+        are still encoding, and for no others.
+        """
+        if self.encoding.any(feedback, keys):
+            self.worker.drain()
+        return any(feedback.owes(key) for key in keys)
 
     def next_call(self) -> int:
         self.calls += 1

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from dance.codecs import Uncompressed
 from dance.distributed.all_reduce import AllReduce
 from dance.distributed.call import Call, Options
-from dance.distributed.choice import NONE, Choice, CodecLike, choose, named_codec, policy_of
+from dance.distributed.choice import NONE, Choice, CodecLike, by_name, choose, named_codec, policy_of
 from dance.distributed.device import DeviceCall
 from dance.distributed.device_launch import execute_on_device
 from dance.distributed.launch import Launch, direct_stats, new_stats
@@ -22,7 +22,6 @@ from dance.distributed.section import Section
 from dance.distributed.settings import Settings, dtype_text
 from dance.distributed.vector import Vector
 from dance.distributed.work import Work
-from dance.feedback import ErrorFeedback
 from dance.plan import plan
 
 _CPU = torch.device("cpu")
@@ -90,7 +89,8 @@ def _bundles(
     feedback = settings.feedback
     bundles: dict[Any, _Bundle] = {}
     by_policy: dict[int, tuple[Any, list[int]]] = {}
-    for k, (tensor, like) in enumerate(zip(tensors, codecs, strict=True)):
+    for k, (tensor, given) in enumerate(zip(tensors, codecs, strict=True)):
+        like = by_name(given, settings.keys[k])
         if tensor.dtype != first.dtype or tensor.device != first.device:
             raise ValueError(
                 f"all_reduce: expected tensors of one dtype and device, got {first.dtype} on {first.device} "
@@ -155,13 +155,17 @@ def _put(
 
 def _direct(launch: Launch, op: Any, bundles: Sequence[_Bundle], settings: Settings) -> Work | None:
     tensors = [tensor for bundle in bundles for tensor in bundle.tensors]
+    keys = [key for bundle in bundles for key in bundle.keys]
     launch.stats.algorithm = "direct"
     direct_stats(launch.stats)
-    if settings.feedback is not None:
-        launch.member.worker.drain()  # what still encodes with a residual that is due here
-        for bundle in bundles:
-            _pay(bundle, settings.feedback)
+    feedback = settings.feedback
+    owed = feedback is not None and launch.member.owes(feedback, keys)
     vector = Vector(tensors, tensors[0].device)
+    if feedback is not None:
+        if owed:
+            absorb(feedback, keys, tensors, vector.values)
+        for key in keys:
+            feedback.count(key)
     average = op == _AVG
     plain, world = _SUM if average else op, launch.member.world
 
@@ -173,16 +177,6 @@ def _direct(launch: Launch, op: Any, bundles: Sequence[_Bundle], settings: Setti
     return launch.direct(
         lambda later: dist.all_reduce(vector.values, plain, group=launch.group, async_op=later), after
     )
-
-
-def _pay(bundle: _Bundle, feedback: ErrorFeedback) -> None:
-    """Adds what is owed to tensors that go uncompressed."""
-    vector = Vector(bundle.tensors, _CPU)
-    vector.ready()
-    absorb(feedback, bundle.keys, bundle.tensors, vector.values)
-    for key in bundle.keys:
-        feedback.count(key)
-    vector.give_back()
 
 
 def _compressed(launch: Launch, mean: bool, bundles: Sequence[_Bundle], settings: Settings) -> Work | None:
@@ -233,7 +227,8 @@ def _compressed(launch: Launch, mean: bool, bundles: Sequence[_Bundle], settings
         return events[-1]
 
     if member.over_host:
-        return launch.compressed(body)
+        keys = [key for bundle in bundles for key in bundle.keys]
+        return launch.compressed(member.encoding.until(body, feedback, keys))
 
     def on_device(call: DeviceCall) -> list[Section]:
         sections = sections_of()

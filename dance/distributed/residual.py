@@ -8,8 +8,10 @@ codec, grouping or world size changes nothing about it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,6 +19,8 @@ from dance.arrays import kind_of
 from dance.feedback import ErrorFeedback
 from dance.packet import Packet
 from dance.plan import Span
+
+_T = TypeVar("_T")
 
 
 class Residual:
@@ -60,6 +64,38 @@ class Residual:
                 kind_of(velocity, "residual").clear(velocity, sent.indices())
 
 
+class Encoding:
+    """The keys whose calls wait or are encoded in the group's thread: their residuals are not known yet."""
+
+    def __init__(self) -> None:
+        self._calls: Counter[tuple[int, str | None]] = Counter()  # by feedback and key
+        self._lock = threading.Lock()
+
+    def until(
+        self, body: Callable[[], _T], feedback: ErrorFeedback | None, keys: Sequence[str | None]
+    ) -> Callable[[], _T]:
+        """Counts the keys from now on until the function returned, which is ``body``, has been executed."""
+        if feedback is None:
+            return body
+        names = [(id(feedback), key) for key in keys]
+        with self._lock:
+            self._calls.update(names)
+
+        def and_end() -> _T:
+            try:
+                return body()
+            finally:
+                with self._lock:
+                    self._calls.subtract(names)
+                    self._calls += Counter()  # drops zeros
+
+        return and_end
+
+    def any(self, feedback: ErrorFeedback, keys: Sequence[str | None]) -> bool:
+        with self._lock:
+            return any((id(feedback), key) in self._calls for key in keys)
+
+
 def absorb(
     feedback: ErrorFeedback, keys: Sequence[str | None], tensors: Sequence[torch.Tensor], x: torch.Tensor
 ) -> None:
@@ -67,14 +103,13 @@ def absorb(
 
     Where x is not finite the residual stays as it was; what a 16-bit x has no room for stays owed.
     """
-    if any(feedback.owes(key) for key in keys):
-        residual = Residual(feedback, keys, tensors, x.device)
-        residual.before(x)
-        residual.after((0, x.numel()), None)
-        pay(x, residual.values)
-        if not residual.values.any():
-            for key in keys:
-                feedback.paid(key)
+    residual = Residual(feedback, keys, tensors, x.device)
+    residual.before(x)
+    residual.after((0, x.numel()), None)
+    pay(x, residual.values)
+    if not residual.values.any():
+        for key in keys:
+            feedback.paid(key)
 
 
 def pay(x: torch.Tensor, owed: torch.Tensor, scale: float = 1.0) -> None:

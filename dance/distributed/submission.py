@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from dance.codecs import Uncompressed
 from dance.distributed.call import Call, Options
-from dance.distributed.choice import NONE, Choice, CodecLike, choose, named_codec, policy_of
+from dance.distributed.choice import NONE, Choice, CodecLike, by_name, choose, named_codec, policy_of
 from dance.distributed.device import DeviceCall
 from dance.distributed.device_launch import execute_on_device
 from dance.distributed.launch import Launch, direct_stats, new_stats
@@ -61,7 +61,7 @@ class Submission:
                     f"got {output.dtype} on {output.device}"
                 )
         numel = self.input.numel()
-        choice, reason = self._choose(member, codec, alone=direct is None)
+        choice, reason = self._choose(member, by_name(codec, settings.keys[0]), alone=direct is None)
         settings.check_codec(who, choice.codec, self.input)
         stats = new_stats(who, member.world, numel, self.input)
         launch = Launch(
@@ -105,20 +105,17 @@ class Submission:
 
     def _direct(self, launch: Launch, start: Direct) -> Work | None:
         direct_stats(launch.stats)
-        source = self.input.detach()
+        source, device = self.input.detach(), self.input.device
         feedback, keys = self.settings.feedback, self.settings.keys
-        if feedback is not None:
-            launch.member.worker.drain()  # what still encodes with a residual that is due here
-            if self.targets != 0 and feedback.owes(keys[0]):
-                source = source.clone(memory_format=torch.contiguous_format)
-                paid = Vector([source], _CPU)
-                paid.ready()
-                absorb(feedback, keys, [source], paid.values)
-                paid.give_back()
-            feedback.count(keys[0])
-        device = source.device
+        in_place = self.outputs[0] is self.input  # what is paid then shows here, too
+        owed = feedback is not None and self.targets != 0 and launch.member.owes(feedback, keys)
+        if owed and not in_place:
+            source = source.clone(memory_format=torch.contiguous_format)
         given = Vector([source], device)
-        in_place = self.outputs[0] is self.input
+        if feedback is not None:
+            if owed:
+                absorb(feedback, keys, [source], given.values)
+            feedback.count(keys[0])
         taken = given if in_place else Vector(self.outputs, device, read=False)
 
         mean, world = self.mean, launch.member.world
@@ -174,7 +171,7 @@ class Submission:
             return event
 
         if member.over_host:
-            return launch.compressed(body)
+            return launch.compressed(member.encoding.until(body, feedback, [key]))
 
         def device_body(call: DeviceCall) -> list[Section]:
             section = section_of()

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from dance.codecs import Uncompressed
 from dance.distributed import torch_names
 from dance.distributed.call import Call, Options
-from dance.distributed.choice import CodecLike, named_codec, policy_of
+from dance.distributed.choice import CodecLike, by_name, named_codec, policy_of
 from dance.distributed.device import DeviceCall
 from dance.distributed.member import member_of
 from dance.distributed.reduce_scatter import ReduceScatter
@@ -123,6 +123,7 @@ def reduce_scatter_tensor(
     average = op == ReduceOp.AVG
     member = member_of(group)[1]
     world = member.world
+    codec = by_name(codec, key)
     if output.numel() * world != input.numel():
         raise ValueError(
             f"reduce_scatter_tensor: expected {world} times {output.numel()} elements to reduce, "

@@ -9,45 +9,51 @@ from typing import Any
 import numpy as np
 
 from dance.codecs import Codec, Like
-from dance.policy.cost import row
-from dance.policy.decision import Figures, Logged, Policy
-from dance.policy.explanation import Explanation, Row
+from dance.policy.decision import Decision, Figures, Policy
+from dance.policy.explanation import Explanation
 from dance.policy.fixed import Fixed
 from dance.policy.send import Outcome, Send
 
 
-class PerLayer(Logged):
+class PerLayer:
     """Asks the first of ``rules`` whose pattern matches the send's target, else ``default``.
 
     rules: pattern (as file names': ``*.bias``, ``layer[12].*``) -> codec or policy. Policies given learn
-    each from their own calls.
+    each from their own calls. A collective asks them, or takes the codec, for each of its tensors by key
+    (`part_of`). ``log`` holds the decisions of all of them, one policy after another.
     """
 
     def __init__(self, rules: Mapping[str, Like | Policy], default: Like | Policy) -> None:
-        super().__init__()
         self._rules = [(pattern, _policy(each)) for pattern, each in rules.items()]
-        self.default = _policy(default)
-        self._asked = self.default
+        self._default = _policy(default)
+        self._asked = self._default
         # Each once, in order: one policy may serve several patterns.
-        self._policies = list(dict.fromkeys([*(policy for _, policy in self._rules), self.default]))
+        self._policies = list(dict.fromkeys([*(policy for _, policy in self._rules), self._default]))
         self._lengths = [0] * len(self._policies)
 
-    def rule_of(self, target: str) -> Policy | None:
-        """Returns the policy of the first pattern that matches, None where the default counts."""
-        for pattern, policy in self._rules:
-            if fnmatchcase(target, pattern):
-                return policy
-        return None
+    def rule_of(self, target: str) -> Codec | Policy | None:
+        """Returns what the first pattern that matches says, None where the default counts."""
+        policy = self._ruled(target)
+        return None if policy is None else _plain(policy)
+
+    @property
+    def default(self) -> Codec | Policy:
+        """What counts where no pattern matches."""
+        return _plain(self._default)
+
+    @property
+    def log(self) -> list[Decision]:
+        return [decision for policy in self._policies for decision in policy.log]
+
+    def _ruled(self, target: str) -> Policy | None:
+        return next((policy for pattern, policy in self._rules if fnmatchcase(target, pattern)), None)
 
     def _of(self, send: Send) -> Policy:
-        return self.rule_of(send.target) or self.default
+        return self._ruled(send.target) or self._default
 
-    def _decide(self, send: Send) -> Codec:
+    def choose(self, send: Send) -> Codec:
         self._asked = self._of(send)
         return self._asked.choose(send)
-
-    def _row(self, send: Send, codec: Codec) -> Row:
-        return row(codec, send)
 
     def explain(self, send: Send) -> Explanation:
         return self._of(send).explain(send)
@@ -72,7 +78,7 @@ class PerLayer(Logged):
             start += length
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "policies": [policy.state_dict() for policy in self._policies]}
+        return {"policies": [policy.state_dict() for policy in self._policies]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over the state of policies built with the same rules; ValueError if they are not as many."""
@@ -81,10 +87,33 @@ class PerLayer(Logged):
                 f"per-layer policy: expected the state of {len(self._policies)} policies, "
                 f"got {len(state['policies'])}; build it with the rules it was saved with"
             )
-        super().load_state_dict(state)
         for policy, each in zip(self._policies, state["policies"], strict=True):
             policy.load_state_dict(each)
 
 
+def ruled(like: Any, target: str) -> Any:
+    """Returns what the rules of ``like`` say of a tensor: a codec or a policy; None where it has no rules, or
+    none that matches.
+    """
+    find = getattr(like, "rule_of", None)
+    part = None if find is None else find(target)
+    return None if part is None else part_of(part, target)
+
+
+def part_of(like: Any, target: str) -> Any:
+    """Returns the codec or the policy that counts for a tensor: ``like`` itself where that has no rules."""
+    if not hasattr(like, "rule_of"):
+        return like
+    part = ruled(like, target)
+    if part is None:
+        part = like.default
+    return part if part is like else part_of(part, target)
+
+
 def _policy(each: Like | Policy) -> Policy:
     return Fixed(each) if isinstance(each, (str, Codec)) else each
+
+
+def _plain(policy: Policy) -> Codec | Policy:
+    """Returns the codec where it is fixed: beside others, one that is known needs no policy's turn."""
+    return policy.codec if type(policy) is Fixed else policy
