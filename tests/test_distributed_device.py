@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from typing import Any
 
 import pytest
@@ -71,8 +72,17 @@ def _both_ways(rank: int, world: int) -> None:
         owed = feedback.residual("w").clone()
         dist.all_reduce(owed)
         assert torch.allclose(x + owed, total, atol=1e-4)
-    with pytest.raises(ValueError, match="its size varies"):
-        dd.all_reduce(torch.ones(NUMEL), codec="dgc:ratio=0.1", min_bytes=0)
+    # What is refused changes nothing.
+    feedback = dance.ErrorFeedback("dgc:ratio=0.1")
+    options: dict[str, Any] = {"feedback": feedback, "key": "w"}
+    for call in (dd.all_reduce, partial(dd.broadcast, src=0)):
+        with pytest.raises(ValueError, match="its size varies"):
+            call(torch.ones(NUMEL), min_bytes=0, **options)
+        for codec in ("none", "int8"):  # the flag of a call on a GPU, which nobody has read yet
+            member.unread = ("all_reduce", torch.ones(1))
+            with pytest.raises(NonFiniteError, match="some rank"):
+                call(torch.ones(NUMEL), codec=codec, **options)
+    assert feedback.step("w") == 0
     x = torch.ones(NUMEL)
     if rank == 1:
         x[7] = float("nan")

@@ -1,7 +1,7 @@
 """The device transport: payloads that stay on the GPU, moved by torch's own collectives of raw bytes.
 
 For groups without gloo (NCCL). All of it goes on the caller's stream from the caller's thread, which waits
-for nothing. There are no headers and no checksums: all ranks know the sizes beforehand, so codecs of varying
+for nothing, unless a policy wants calls timed. There are no headers and no checksums: all ranks know the sizes beforehand, so codecs of varying
 size are refused, and the kernels check indices. Receivers derive a packet's seed from its sender. The same
 code runs over gloo on CPU tensors, which is how it is tested without a GPU.
 """
@@ -28,15 +28,6 @@ from dance.plan import Span, plan, shards
 
 _ALIGN = 256  # payloads start at multiples of it, as fresh CUDA memory does
 _FINITE = 2**63 - 1  # what a kernel leaves in its flag where all was finite
-
-
-def check_device_codec(codec: Codec) -> None:
-    """Raises ValueError for a codec whose payloads have no size known beforehand."""
-    if not codec.fixed_size:
-        raise ValueError(
-            f"{codec}: its size varies, and a group without gloo moves bytes of known size only; take topk, "
-            "or a group with both: init_process_group('cpu:gloo,cuda:nccl') and CPU tensors"
-        )
 
 
 @dataclass(kw_only=True)
@@ -150,7 +141,9 @@ class DeviceCall:
         """Returns, on the device, 1 where the input of any rank was not finite, else 0."""
         device = sections[0].values.device
         found = any(section.nonfinite_at >= 0 for section in sections)  # on the CPU an encode has told
-        bad = torch.tensor([found], dtype=torch.int32, device=device)
+        bad = torch.zeros(1, dtype=torch.int32, device=device)  # a tensor of values would be a copy that waits
+        if found:
+            bad.fill_(1)
         flags = [packet._flags[:1] for packet in self._packets if packet._flags is not None]
         if flags:
             bad |= (torch.cat(flags) != _FINITE).any()

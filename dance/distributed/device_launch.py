@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from dance.codecs import Codec
 from dance.distributed.call import Options
-from dance.distributed.device import DeviceCall, check_device_codec
+from dance.distributed.device import DeviceCall
 from dance.distributed.launch import Launch
 from dance.distributed.section import Section
 from dance.distributed.work import Work
 
 
 def execute_on_device(
-    launch: Launch, options: Options, codecs: Sequence[Codec], body: Callable[[DeviceCall], list[Section]]
+    launch: Launch, options: Options, body: Callable[[DeviceCall], list[Section]]
 ) -> Work | None:
     """Executes ``body``, which returns what it encoded.
 
     With ``nonfinite="raise"`` all ranks raise NonFiniteError if any input was not finite: at once on the CPU;
-    on CUDA in the next call of the group, for this one waits for nothing. With "zero" only the stats tell.
+    on CUDA in the next call of the group, direct ones included, which for that waits until this one is done
+    (`Member.check_unread`). With "zero" nothing waits, and only the stats tell.
     """
-    member = launch.member
-    member.check_unread()
-    for codec in codecs:
-        check_device_codec(codec)
-    stats = launch.stats
+    member, stats = launch.member, launch.stats
 
     def run() -> None:
         timed = any(choice.policy is not None for choice in launch.choices)

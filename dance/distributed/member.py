@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dance.codecs import Codec
 from dance.distributed.agreement import Agreement
 from dance.distributed.residual import Encoding
 from dance.distributed.totals import Totals
@@ -54,8 +55,19 @@ class Member:
             found = self._agreements[policy] = Agreement(policy, self.device)
         return found
 
+    def check_codec(self, codec: Codec) -> None:
+        """Raises ValueError, without gloo, for a codec whose payloads have no size known beforehand."""
+        if not self.over_host and not codec.fixed_size:
+            raise ValueError(
+                f"{codec}: its size varies, and a group without gloo moves bytes of known size only; take topk, "
+                "or a group with both: init_process_group('cpu:gloo,cuda:nccl') and CPU tensors"
+            )
+
     def check_unread(self) -> None:
-        """Raises NonFiniteError, at all ranks, if the last call on the device met what is not finite."""
+        """Raises NonFiniteError, at all ranks, if the last call on the device met what is not finite.
+
+        It waits until that call is done: all ranks have to raise in the same call.
+        """
         if self.unread is not None:
             (name, bad), self.unread = self.unread, None
             if bad.item():

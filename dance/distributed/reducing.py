@@ -51,6 +51,7 @@ def all_reduce_tensors(
     """All-reduces ``tensors``, of one dtype and device, in place; ``codecs`` holds one for each."""
     group, member = member_of(settings.group)
     settings.check("all_reduce")
+    member.check_unread()
     first = tensors[0]
     if op == _AVG:
         settings.check_average("all_reduce", first)
@@ -181,6 +182,8 @@ def _direct(launch: Launch, op: Any, bundles: Sequence[_Bundle], settings: Setti
 
 def _compressed(launch: Launch, mean: bool, bundles: Sequence[_Bundle], settings: Settings) -> Work | None:
     stats, member, feedback = launch.stats, launch.member, settings.feedback
+    for bundle in bundles:
+        member.check_codec(bundle.choice.codec)
     number = member.next_call()
     options = Options(mean=mean, nonfinite=settings.nonfinite)
     stats.codec = " + ".join(dict.fromkeys(str(bundle.choice.codec) for bundle in bundles))
@@ -237,4 +240,4 @@ def _compressed(launch: Launch, mean: bool, bundles: Sequence[_Bundle], settings
             vector.give_back()
         return sections
 
-    return execute_on_device(launch, options, [bundle.choice.codec for bundle in bundles], on_device)
+    return execute_on_device(launch, options, on_device)

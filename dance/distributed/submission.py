@@ -54,6 +54,7 @@ class Submission:
         settings, who = self.settings, self.collective
         settings.check(who)
         group, member = member_of(settings.group)
+        member.check_unread()
         for output in self.outputs:
             if output.dtype != self.input.dtype or output.device != self.input.device:
                 raise ValueError(
@@ -132,6 +133,7 @@ class Submission:
     ) -> Work | None:
         settings, stats, member = self.settings, launch.stats, launch.member
         feedback, key = settings.feedback, settings.keys[0]
+        member.check_codec(choice.codec)
         number = member.next_call()
         options = Options(mean=self.mean, nonfinite=settings.nonfinite)
         stats.codec, stats.algorithm = str(choice.codec), "one-shot"
@@ -179,4 +181,4 @@ class Submission:
             taken.give_back()
             return [section]
 
-        return execute_on_device(launch, options, [choice.codec], device_body)
+        return execute_on_device(launch, options, device_body)
