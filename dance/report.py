@@ -168,6 +168,12 @@ class CallLog:
     def log(self) -> list[Decision]:
         return self.policy.log
 
+    @property
+    def round(self) -> Any:
+        """Where the policy's calls have got to, if it counts them itself."""
+        policy: Any = self.policy
+        return policy.round
+
     def rule_of(self, target: str) -> Codec | Policy | None:
         """Returns what a `PerLayer` has for ``target``, logged in the same file; None: no rule for it."""
         find = getattr(self.policy, "rule_of", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from datetime import timedelta
 from typing import Any
@@ -16,7 +17,7 @@ import dance
 import dance.distributed as dd
 from dance.distributed.turns import Turns
 from dance.distributed.work import Work
-from dance.policy import Fixed, Outcome, Send
+from dance.policy import Decision, Fixed, Outcome, Schedule, Send
 
 
 class Ladder:
@@ -236,6 +237,21 @@ def test_policies_are_asked_and_told_only_of_what_is_theirs() -> None:
     run_ranks(_unasked, 2, 2)
 
 
+def _decided(number: int, codec: str) -> Decision:
+    return Decision(
+        kind="all_reduce", target="", round=number, codec=codec, num_bytes=0, predicted_s=None, budget_s=None
+    )
+
+
+def _calls(policy: Any, group: Any, count: int) -> list[str]:
+    used = []
+    for _ in range(count):
+        work = dd.all_reduce(torch.randn(50000), codec=policy, group=group, async_op=True)
+        work.wait()
+        used.append(work.stats().codec.partition(":")[0])
+    return used
+
+
 def _kept(rank: int, world: int) -> list[str]:
     assert dd.links() == {}
     if rank == 1:
@@ -262,6 +278,20 @@ def _kept(rank: int, world: int) -> list[str]:
     assert dd.policy(resumed).log == policy.log
     work = dd.all_reduce(torch.randn(50000), codec="auto", group=resumed, async_op=True)
     work.wait()
+    # A resumed run counts on, and so does the replay of a log.
+    assert (policy.round, dd.policy(resumed).round) == (6, 7)
+    first = Schedule([_decided(1, "int8"), _decided(3, "bf16"), _decided(5, "fp16")])
+    used = _calls(first, None, 3)
+    again = Schedule([_decided(1, "int8"), _decided(3, "bf16"), _decided(5, "fp16")])
+    _calls(again, resumed, 4)  # what was before it was loaded counts for nothing
+    again.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    used += _calls(again, resumed, 3)
+    assert used == ["int8", "int8", "bf16", "bf16", "fp16", "fp16"]
+    assert [(each.round, each.codec.partition(":")[0]) for each in again.log] == [
+        (1, "int8"),
+        (3, "bf16"),
+        (5, "fp16"),
+    ]
     alone = [dist.new_group([peer]) for peer in range(world)][rank]
     dd.probe(alone)
     assert dd.links(alone) == {}

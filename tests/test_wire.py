@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -23,7 +24,7 @@ from dance.errors import FrameError, NonFiniteError, PeerError
 from dance.exchange.arena import Arena
 from dance.exchange.parts import Outgoing
 from dance.exchange.wire_time import union_s
-from dance.policy import Auto
+from dance.policy import Auto, Fixed
 
 NUMEL = 20000
 _SEAL = Outgoing.seal
@@ -138,7 +139,24 @@ def test_every_verb_refuses_what_a_peer_should_not_send_and_goes_on() -> None:
     run_ranks(_every_verb, 2)
 
 
+class Sharing(Fixed):
+    """Shares figures after every call."""
+
+    def shares(self, call: int) -> bool:
+        return True
+
+    def figures(self) -> np.ndarray:
+        return np.zeros(1)
+
+
 def _absent(rank: int) -> float:
+    deciding, policy = dist.new_group(timeout=timedelta(seconds=1)), Sharing("int8")
+    dd.all_reduce(torch.ones(NUMEL), codec=policy, group=deciding)
+    if rank == 0:
+        for _ in range(3):  # the first one's figures do not get through either
+            with pytest.raises(PeerError, match="of no more use"):
+                dd.all_reduce(torch.ones(NUMEL), codec=policy, group=deciding)
+    dist.barrier()
     group = dist.new_group(timeout=timedelta(seconds=2))
     x = torch.ones(NUMEL)
     dd.all_reduce(x, codec="int8", group=group)

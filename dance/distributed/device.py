@@ -1,9 +1,10 @@
 """The device transport: payloads that stay on the GPU, moved by torch's own collectives of raw bytes.
 
 For groups without gloo (NCCL). All of it goes on the caller's stream from the caller's thread, which waits
-for nothing, unless a policy wants calls timed. There are no headers and no checksums: all ranks know the sizes beforehand, so codecs of varying
-size are refused, and the kernels check indices. Receivers derive a packet's seed from its sender. The same
-code runs over gloo on CPU tensors, which is how it is tested without a GPU.
+for nothing, unless a policy wants calls timed. There are no headers and no checksums: all ranks know the
+sizes beforehand, so codecs of varying size are refused, and the kernels check indices. Receivers derive a
+packet's seed from its sender. The same code runs over gloo on CPU tensors, which is how it is tested without
+a GPU.
 """
 
 from __future__ import annotations
@@ -141,7 +142,9 @@ class DeviceCall:
         """Returns, on the device, 1 where the input of any rank was not finite, else 0."""
         device = sections[0].values.device
         found = any(section.nonfinite_at >= 0 for section in sections)  # on the CPU an encode has told
-        bad = torch.zeros(1, dtype=torch.int32, device=device)  # a tensor of values would be a copy that waits
+        bad = torch.zeros(
+            1, dtype=torch.int32, device=device
+        )  # a tensor of values would be a copy that waits
         if found:
             bad.fill_(1)
         flags = [packet._flags[:1] for packet in self._packets if packet._flags is not None]

@@ -45,8 +45,10 @@ class Launch:
             self.member.worker.submit(task)
             return work
         self.member.worker.run(task)
-        self._share()  # whatever happened here: a packet may be bad at one rank only
-        work.wait()
+        try:
+            self._share()  # whatever happened here: a packet may be bad at one rank only
+        finally:
+            work.wait()  # its own error first
         return None
 
     def on_device(self, body: Callable[[], None]) -> Work | None:

@@ -59,8 +59,8 @@ class Member:
         """Raises ValueError, without gloo, for a codec whose payloads have no size known beforehand."""
         if not self.over_host and not codec.fixed_size:
             raise ValueError(
-                f"{codec}: its size varies, and a group without gloo moves bytes of known size only; take topk, "
-                "or a group with both: init_process_group('cpu:gloo,cuda:nccl') and CPU tensors"
+                f"{codec}: its size varies, and a group without gloo moves bytes of known size only; take "
+                "topk, or a group with both: init_process_group('cpu:gloo,cuda:nccl') and CPU tensors"
             )
 
     def check_unread(self) -> None:

@@ -65,10 +65,14 @@ class Policy(Protocol):
 
 
 class Logged:
-    """What all policies have in common: the log of decisions is their memory, and most learn nothing."""
+    """What all policies have in common: the log of decisions is their memory, and most learn nothing.
+
+    ``round`` is that of the last collective; it is saved, so that a resumed run counts on.
+    """
 
     def __init__(self) -> None:
         self.log: list[Decision] = []
+        self.round = 0
         self._latest: dict[tuple[str, str], Codec] = {}
 
     def _decide(self, send: Send) -> Codec:
@@ -80,6 +84,8 @@ class Logged:
     def choose(self, send: Send) -> Codec:
         """Returns the codec for ``send`` and logs the decision if it is a change."""
         codec = self._decide(send)
+        if send.is_collective:
+            self.round = send.round
         latest = self._latest.get((send.kind, send.target))
         if latest is not codec and latest != codec:
             row = self._row(send, codec)
@@ -112,8 +118,9 @@ class Logged:
         """Takes in the agreed figures: there are none here."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {"log": [asdict(decision) for decision in self.log]}
+        return {"log": [asdict(decision) for decision in self.log], "round": self.round}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.log = [Decision(**entry) for entry in state["log"]]
+        self.round = int(state.get("round", 0))
         self._latest = {(each.kind, each.target): to_codec(each.codec) for each in self.log}
