@@ -14,6 +14,7 @@ from torch import nn
 
 import dance
 import dance.fsdp
+from dance.distributed.member import _MEMBERS
 from dance.fsdp.message import Message, Parameter
 
 fsdp = pytest.importorskip("torch.distributed.fsdp")
@@ -296,6 +297,48 @@ def refuse_in_backward(rank: int, world: int) -> None:
         backward(model, rank, 0)
 
 
+def not_finite(rank: int, world: int) -> dict[str, bool]:
+    """Rank 1's second batch overflows: no rank raises, all find it, and the next step is as any other."""
+    answers = {}
+    for feedback in (True, False):
+        model = sharded(world)
+        compression = dance.fsdp.attach(model, "int8", feedback=feedback, min_bytes=0)
+        finite = []
+        for step in range(3):
+            model.zero_grad()
+            loss = (model(batch(rank, step)) - 1).square().mean()
+            (loss * (torch.inf if (step, rank) == (1, 1) else 1.0)).backward()
+            found = [p.grad.to_local() for p in model.parameters() if p.grad is not None]
+            finite.append([bool(torch.isfinite(each).all()) for each in found if each.numel()])
+        owed = compression.state_dict().get("residuals", {}).values()
+        answers[f"feedback {feedback}"] = (
+            all(finite[0])
+            and not any(finite[1])
+            and all(finite[2])
+            and all(bool(torch.isfinite(each).all()) for each in owed)
+        )
+    return answers
+
+
+def seeds(rank: int, world: int) -> list[bool]:
+    """Whether noise without feedback follows from the seed: of gradients, and of weights."""
+    found = []
+    for options in ({}, {"codec": "none", "gather_codec": "int4:rounding=stochastic"}):
+        ends = []
+        for seed in (1, 2, 1):
+            for each in _MEMBERS.values():
+                each.calls = 0  # which noise follows from, too
+            ends.append(
+                train(
+                    rank,
+                    world,
+                    **{"codec": "int8:rounding=stochastic", "feedback": False, "seed": seed, **options},
+                )
+            )
+        found += [same(ends[0], ends[2]), not same(ends[0], ends[1])]
+    return found
+
+
 CODECS = ("int8", "sign", "topk:ratio=0.1")
 RESUMED = ("int8:rounding=stochastic", "sign")
 JOBS: dict[int, dict[str, Callable[[int, int], Any]]] = {
@@ -309,6 +352,8 @@ JOBS: dict[int, dict[str, Callable[[int, int], Any]]] = {
         "together": together,
         "halves": halves,
         "automatic": automatic,
+        "not finite": not_finite,
+        "seeds": seeds,
         "refuse": refuse,
         "refuse in backward": refuse_in_backward,
     },
@@ -423,6 +468,16 @@ def test_modules_may_share_a_message() -> None:
 def test_mixed_precision_keeps_its_bits_in_bf16() -> None:
     for answers in ran(2):
         assert same(*answers["halves"])
+
+
+def test_what_is_not_finite_reaches_all_ranks_and_leaves_residuals_finite() -> None:
+    for answers in ran(2):
+        assert all(answers["not finite"].values()), answers["not finite"]
+
+
+def test_noise_follows_from_the_seed() -> None:
+    for answers in ran(2):
+        assert answers["seeds"] == [True] * 4
 
 
 def test_auto_is_a_codec() -> None:

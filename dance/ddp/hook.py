@@ -147,14 +147,8 @@ def _encode(state: CompressionState, parts: Sequence[Part], *, compress: bool) -
 def _end(state: CompressionState, work: dd.Work, done: Future[list[torch.Tensor]]) -> None:
     """Counts the call, and makes NaN of all that was encoded together with a value that is not finite."""
     state.count(work)
-    stats = work.stats()
     for tensor in done.value():
-        if stats.nonfinite_flag is not None:
-            if tensor.is_cuda:
-                stats.nonfinite_flag.record_stream(torch.cuda.current_stream(tensor.device))
-            tensor.masked_fill_(stats.nonfinite_flag != 0, torch.nan)
-        elif stats.nonfinite:
-            tensor.fill_(torch.nan)
+        work.stats().spoil(tensor)
 
 
 def _factor(state: CompressionState, parts: Sequence[Part], settings: PowerSGD) -> list[Future[Any]]:

@@ -44,6 +44,15 @@ class CallStats:
     nonfinite: bool | None = None
     nonfinite_flag: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
+    def spoil(self, tensor: torch.Tensor) -> None:
+        """Makes NaN of all of ``tensor``, in place, if the input of some rank was not finite; nothing waits."""
+        if self.nonfinite_flag is not None:
+            if tensor.is_cuda:
+                self.nonfinite_flag.record_stream(torch.cuda.current_stream(tensor.device))
+            tensor.masked_fill_(self.nonfinite_flag != 0, torch.nan)
+        elif self.nonfinite:
+            tensor.fill_(torch.nan)
+
 
 class Work:
     """A collective under way, as torch's: wait for it before touching its tensors."""

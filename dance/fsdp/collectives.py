@@ -21,7 +21,9 @@ class _Comm:
 
 
 class ReduceScatter(_Comm):
-    """Reduces the gradients of one message."""
+    """Reduces the gradients of one message; where one of any rank is not finite they become NaN at all ranks,
+    so that a GradScaler skips the step everywhere.
+    """
 
     def __init__(self, compression: Compression, message: Message) -> None:
         self._compression = compression
@@ -52,9 +54,10 @@ class ReduceScatter(_Comm):
             feedback=feedback,
             key=self._message.key,
             min_bytes=compression.min_bytes,
-            seed=None if feedback is None else compression.seed,
+            seed=compression.seed,
+            nonfinite="zero",
         )
-        return _finish(compression, "gradients", work, async_op)
+        return _finish(compression, "gradients", work, async_op, spoilt=output_tensor)
 
 
 class AllGather(_Comm):
@@ -78,13 +81,20 @@ class AllGather(_Comm):
             group=group,
             async_op=True,
             min_bytes=self._compression.min_bytes,
+            seed=self._compression.seed,
         )
         return _finish(self._compression, "parameters", work, async_op)
 
 
-def _finish(compression: Compression, kind: str, work: dd.Work | None, async_op: bool) -> dist.Work | None:
+def _finish(
+    compression: Compression,
+    kind: str,
+    work: dd.Work | None,
+    async_op: bool,
+    spoilt: torch.Tensor | None = None,
+) -> dist.Work | None:
     assert work is not None
-    pending = _Pending(compression, kind, work)
+    pending = _Pending(compression, kind, work, spoilt)
     if async_op:
         return pending
     pending.wait()
@@ -92,11 +102,17 @@ def _finish(compression: Compression, kind: str, work: dd.Work | None, async_op:
 
 
 class _Pending(dist.Work):
-    """A collective under way; FSDP waits for nothing but torch's own class."""
+    """A collective under way; FSDP waits for nothing but torch's own class.
 
-    def __init__(self, compression: Compression, kind: str, work: dd.Work) -> None:
+    ``spoilt`` becomes NaN if any input was not finite.
+    """
+
+    def __init__(
+        self, compression: Compression, kind: str, work: dd.Work, spoilt: torch.Tensor | None
+    ) -> None:
         super().__init__()
         self._compression, self._kind, self._work = compression, kind, work
+        self._spoilt = spoilt
         self._counted = False
 
     def wait(self, timeout: Any = None) -> bool:
@@ -104,4 +120,6 @@ class _Pending(dist.Work):
         if not self._counted:
             self._counted = True
             self._compression.count(self._kind, self._work)
+            if self._spoilt is not None:
+                self._work.stats().spoil(self._spoilt)
         return True

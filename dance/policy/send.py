@@ -18,7 +18,8 @@ class Send:
 
     A collective over ``world`` ranks: ``kind`` is its name ("all_reduce"), ``target`` the tensor's key,
     ``round`` the number of the policy's call (1 is the first; a resumed run counts on), ``links`` is empty.
-    ``feedback``: whether an error feedback keeps what the codec loses. ``device``: where the codec runs, "cpu" or "cuda".
+    ``feedback``: whether an error feedback keeps what the codec loses. ``device``: where the codec runs,
+    "cpu" or "cuda".
     """
 
     kind: str
