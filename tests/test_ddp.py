@@ -163,7 +163,15 @@ def _settings(rank: int) -> dict[str, bool]:
             ledger.book(rank, 2, step, applied)
             equal &= equal_at_all_ranks(applied)
         answers[name] = equal and ledger.gap(owed(state)) < ROUNDING
-        state.state_dict()
+        # What a policy has learned is in the snapshot.
+        resumed = CompressionState("auto" if name == "auto" else Fixed("int8"))
+        resumed.load_state_dict(state.state_dict())
+        answers[f"{name} resumed"] = resumed.codec.round == state.codec.round >= 6 and (
+            resumed.codec.state_dict() == state.codec.state_dict()
+        )
+        state.codec = "int8"
+        state.codec = codec
+        answers[f"{name} kept"] = resumed.codec.state_dict() == state.codec.state_dict()
 
     # Parameters used twice, frozen ones, and a wrapped (compiled) module: one name each.
     module = torch.nn.Sequential(torch.nn.Linear(40, 40), torch.nn.Linear(40, 40), torch.nn.Linear(40, 40))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,7 @@ def test_a_snapshot_of_another_rank_or_world_is_refused() -> None:
         assert "of rank 0 of 3" in messages[1]
         assert "dance.ddp.reshard" in messages[1]
         assert "one rank's of 2, the group has 1" in messages[2]
+        assert "of 2, this is rank 0 of 1" in messages[3]
 
 
 def _refuse(rank: int) -> list[str]:
@@ -230,6 +232,20 @@ def _refuse(rank: int) -> list[str]:
     single = wrap(Terms(), process_group=alone)
     dance.ddp.attach(single, state=state)
     note(backward, single, coefficients(rank, 1))
+
+    # Loaded before there is a module, whose group alone tells.
+    early = CompressionState("int8", min_bytes=0)
+    early.load_state_dict(snapshot)
+    assert early.state_dict()["rank"] == rank
+    single = wrap(Terms(), process_group=alone)
+    note(partial(dance.ddp.attach, single, state=early))
+    assert not single._comm_hooks
+    state = dance.ddp.attach(single, "int8", min_bytes=0)
+    backward(single, coefficients(rank, 0))
+    early.load_state_dict(state.state_dict())
+    again = wrap(Terms(), process_group=alone)
+    dance.ddp.attach(again, state=early)
+    assert same(backward(single, coefficients(rank, 1)), backward(again, coefficients(rank, 1)))
     return messages
 
 
@@ -240,5 +256,10 @@ def test_reshard_wants_all_snapshots_in_their_order() -> None:
     for wrong in (of_two[:1], of_two[::-1], [*of_two, of_two[0]]):
         with pytest.raises(ValueError, match="expected the snapshots of all ranks in their order"):
             reshard(wrong, 0, 3)
+    # Before the first step no snapshot knows its rank, and nothing is owed.
+    begun = reshard([snapshot, snapshot], 1, 3)
+    assert (begun["rank"], begun["world"], begun["residuals"]["residuals"]) == (1, 3, {})
+    with pytest.raises(ValueError, match="expected the snapshots of all ranks in their order"):
+        reshard([snapshot, of_two[1]], 0, 2)
     with pytest.raises(ValueError, match="expected what state_dict or reshard gave"):
         CompressionState("int8").load_state_dict({})

@@ -52,6 +52,7 @@ def attach(
         state = CompressionState(codec, **options)
     elif options or codec != "auto":
         raise ValueError("attach: state has a codec and options of its own; pass no others, set state.codec")
+    state.check_loaded(ddp)
     try:
         ddp.register_comm_hook(state, compress_hook)
     except RuntimeError as error:  # of hooks that are built in DDP keeps no list
@@ -67,7 +68,8 @@ def attach(
 def compress_hook(state: CompressionState, bucket: dist.GradBucket) -> Future[torch.Tensor]:  # type: ignore[name-defined]
     """Replaces the gradients in ``bucket`` by their mean over all ranks, in place, as ``state`` has it.
 
-    It waits for no peer, except, with PowerSGD, at the last bucket of a step. A gradient that is not finite
+    It waits for no peer, except, with PowerSGD, at the last bucket of a step and, under a policy that learns,
+    for what ranks tell each other of earlier buckets. A gradient that is not finite
     at some rank becomes NaN at all ranks, and so does what was encoded with it: what a GradScaler finds at
     one rank it finds at all of them. Residuals stay finite. Sparse gradients, float64 and complex ones are
     reduced as without a hook.

@@ -26,6 +26,11 @@ class ParameterNames:
         self._ddp: weakref.ref[DistributedDataParallel] | None = None
 
     @property
+    def serving(self) -> bool:
+        """Whether there is, or was, a DDP module to serve."""
+        return self._ddp is not None
+
+    @property
     def group(self) -> dist.ProcessGroup | None:
         """That of the DDP module served."""
         return self._group.get()

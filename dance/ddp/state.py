@@ -19,6 +19,7 @@ from dance.distributed import CallStats, Work
 from dance.distributed.totals import Totals
 from dance.feedback import ErrorFeedback
 from dance.plan import plan
+from dance.policy import Auto
 from dance.policy.per_layer import part_of, ruled
 from dance.powersgd import LowRank, PowerSGD
 
@@ -55,6 +56,7 @@ class CompressionState:
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ValueError(f"CompressionState: expected {name} to be a count, got {value!r}")
         self._rules = Rules(rules)
+        self._auto: Auto | None = None  # that of "auto", whose memory is this state's
         self._feedback = feedback
         self.codec = codec
         self.start_step = start_step
@@ -66,6 +68,7 @@ class CompressionState:
         self.residuals = ErrorFeedback("int8")  # a store: every call names the codec it uses
         self.factors = LowRank(PowerSGD())
         self._world = 0  # that the residuals belong to; 0: none yet
+        self._loaded: tuple[int, int] | None = None  # rank and world of a snapshot, until a group is known
         self._totals = Totals()
 
     @property
@@ -76,10 +79,13 @@ class CompressionState:
     @codec.setter
     def codec(self, codec: Algorithm) -> None:
         parsed = codec
-        if isinstance(codec, str) and codec != "auto":
+        if isinstance(codec, str) and codec == "auto":
+            self._auto = self._auto or Auto()
+            parsed = self._auto
+        elif isinstance(codec, str):
             powersgd = codec.partition(":")[0].strip() == "powersgd"
             parsed = PowerSGD.parse(codec) if powersgd else to_codec(codec)
-        elif not isinstance(codec, (str, Codec, PowerSGD)) and not hasattr(codec, "choose"):
+        elif not isinstance(codec, (Codec, PowerSGD)) and not hasattr(codec, "choose"):
             raise ValueError(
                 f"CompressionState: expected a codec, a policy or PowerSGD, got {type(codec).__name__}; "
                 'pass a text such as "auto", "int8" or "powersgd:rank=4"'
@@ -105,6 +111,8 @@ class CompressionState:
 
     def serve(self, ddp: DistributedDataParallel) -> None:
         """Works for ``ddp`` from now on, whose first step is grouped as the last step before was."""
+        self.check_loaded(ddp)
+        self._loaded = None
         self.names.take(ddp)
         self.layout.expect(self.layout.buckets)
 
@@ -113,6 +121,22 @@ class CompressionState:
         if not self.names.know(parameters):
             self.serve(self.names.owner(self, parameters[0]))
         return self.names.of(parameters)
+
+    def check_loaded(self, ddp: DistributedDataParallel) -> None:
+        """ValueError where a snapshot was loaded that is not this rank's in the group of ``ddp``."""
+        self._check(self._loaded, ddp.process_group)
+
+    def _check(self, loaded: tuple[int, int] | None, group: dist.ProcessGroup | None) -> None:
+        """The same of ``loaded``, rank and world of a snapshot."""
+        if loaded is None:
+            return
+        (rank, world), here = loaded, (dist.get_rank(group), dist.get_world_size(group))
+        if loaded != here:
+            raise ValueError(
+                f"CompressionState: the snapshot is of rank {rank} of {world}, this is "
+                f"rank {here[0]} of {here[1]}; every rank loads its own, and where their number has changed "
+                "dance.ddp.reshard(the snapshots of all ranks, rank, world)"
+            )
 
     def begin(self) -> None:
         """ValueError where the residuals belong to another world size than that of the group served."""
@@ -169,12 +193,13 @@ class CompressionState:
     def state_dict(self) -> dict[str, Any]:
         """Returns a snapshot of this rank: every rank saves its own. Tensors are copies.
 
-        The codec is not in it, for residuals fit any; the memory of a policy that was passed is.
+        The codec is not in it, for residuals fit any; the memory of a policy, that of "auto" included, is.
         """
         policy = getattr(self._codec, "state_dict", None)
+        rank = self._loaded[0] if self._loaded else dist.get_rank(self.names.group) if self._world else 0
         return {
             "step": self.step,
-            "rank": dist.get_rank(self.names.group) if self._world else 0,
+            "rank": rank,
             "world": self._world,
             "residuals": self.residuals.state_dict(),
             "factors": self.factors.state_dict(),
@@ -185,18 +210,17 @@ class CompressionState:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over the snapshot of this rank, tensors copied; a run goes on as if it had not stopped.
 
-        ValueError where it is another rank's, or of another world size (see `reshard`).
+        ValueError where it is another rank's, or of another world size (see `reshard`); before there is a DDP
+        module whose group could tell, `attach` raises it. The memory of a policy is dropped where there is
+        none now.
         """
         if not isinstance(state, Mapping) or "residuals" not in state:
             raise ValueError("CompressionState: expected what state_dict or reshard gave")
-        if state["world"]:
-            rank, world = dist.get_rank(self.names.group), dist.get_world_size(self.names.group)
-            if (state["rank"], state["world"]) != (rank, world):
-                raise ValueError(
-                    f"CompressionState: the snapshot is of rank {state['rank']} of {state['world']}, this is "
-                    f"rank {rank} of {world}; every rank loads its own, and where their number has changed "
-                    "dance.ddp.reshard(the snapshots of all ranks, rank, world)"
-                )
+        loaded = (state["rank"], state["world"]) if state["world"] else None
+        if self.names.serving:
+            self._check(loaded, self.names.group)
+            loaded = None
+        self._loaded = loaded
         self.residuals.load_state_dict(state["residuals"])
         self.factors.load_state_dict(state["factors"])
         if state["policy"] is not None and hasattr(self._codec, "load_state_dict"):
@@ -211,9 +235,10 @@ def reshard(states: Sequence[Mapping[str, Any]], rank: int, world: int) -> dict[
     The sum of the residuals over all ranks stays what it was (`dance.feedback.reshard`): nothing that the
     parameters are owed is lost. With an unchanged world every rank gets its own snapshot.
     """
-    if [state["rank"] for state in states] != list(range(len(states))) or any(
-        state["world"] not in (0, len(states)) for state in states
-    ):
+    begun = any(state["world"] for state in states)  # before the first step no snapshot knows its rank
+    if begun and [(state["rank"], state["world"]) for state in states] != [
+        (rank, len(states)) for rank in range(len(states))
+    ]:
         found = ", ".join(f"{state['rank']} of {state['world']}" for state in states)
         raise ValueError(f"reshard: expected the snapshots of all ranks in their order, got those of {found}")
     shared = states[rank if len(states) == world else 0]

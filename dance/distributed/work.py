@@ -45,7 +45,7 @@ class CallStats:
     nonfinite_flag: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
     def spoil(self, tensor: torch.Tensor) -> None:
-        """Makes NaN of all of ``tensor``, in place, if the input of some rank was not finite; nothing waits."""
+        """Makes NaN of ``tensor``, in place, if the input of some rank was not finite; nothing waits."""
         if self.nonfinite_flag is not None:
             if tensor.is_cuda:
                 self.nonfinite_flag.record_stream(torch.cuda.current_stream(tensor.device))
