@@ -18,8 +18,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from processes import run_ranks
+from test_distributed import RULES, _small_rules
 
 import dance.distributed as dd
+from dance import coding
+from dance.distributed.member import member_of
 from dance.errors import FrameError, NonFiniteError, PeerError
 from dance.exchange.arena import Arena
 from dance.exchange.parts import Outgoing
@@ -306,6 +309,44 @@ def test_a_late_rank_does_not_change_what_is_measured_of_the_link(world: int) ->
         for seconds, wire_s in ranks[rank][2:4]:
             assert seconds > 0.4
             assert wire_s < 0.25  # some 10 ms on an idle machine
+
+
+def _slow_encoder(rank: int, world: int) -> list[float]:
+    """Rank 2 encodes for half a second: first the first of what it sends, then the second."""
+    _small_rules()
+    member, found = member_of(None)[1], []
+    encode, rows = coding.encode, 0
+
+    def slowly(x: Any, codec: Any, **given: Any) -> Any:
+        nonlocal rows
+        if codec.name == "int8":
+            if rows == at * (world - 1):
+                time.sleep(0.5)
+            rows += 1
+        return encode(x, codec, **given)
+
+    for at in (0, 1):
+        x = torch.ones(world * 3 * RULES.chunk_numel)
+        dd.all_reduce(x, codec="int8", min_bytes=0)
+        member.wire._deliveries.clear()
+        if rank == 2:
+            rows, coding.encode = 0, slowly  # type: ignore[assignment]
+        work = dd.all_reduce(x, codec="int8", min_bytes=0, async_op=True)
+        work.wait()
+        coding.encode = encode
+        assert work.stats().algorithm == "two-shot"
+        assert work.stats().seconds > 0.4
+        came = [seconds for source, _, seconds in member.wire._deliveries if source == 0]
+        assert len(came) == 2 - (rank == 0) * 2  # one of each phase
+        found.append(sum(came))
+        dist.barrier()
+    return found
+
+
+def test_a_rank_that_encodes_slowly_does_not_change_what_is_measured_of_the_link_between_others() -> None:
+    ranks = run_ranks(_slow_encoder, 3, 3)
+    assert max(ranks[1]) < 0.25
+    assert ranks[2][0] < 0.25  # nor what it measures itself, while others wait for it
 
 
 def test_union_of_intervals() -> None:

@@ -4,8 +4,8 @@ A phase of a call is a row of messages from each source. A message is one or mor
 other. The first message of a phase from a source is announced: its first header comes alone. Only when the
 first of all has been checked are the receives of the rest posted, with the exact sizes that this rank
 expects: so a peer that disagrees is noticed before it can send too much (gloo aborts the receiver of an
-over-long message). Time on the wire is measured from an announcement on: a peer that computes or sleeps
-before it sends changes nothing. A message whose size varies is announced, too. Everything else streams
+over-long message). Time on the wire is measured from an announcement on, or from this rank's own if that is
+later: who computes or sleeps before it sends changes nothing. A message whose size varies is announced, too. Everything else streams
 without waiting for anybody.
 
 Tags follow from the number of the call, so whatever a faulty peer leaves behind is never taken for something
@@ -79,8 +79,9 @@ class WireCall:
         self._condition = threading.Condition()
         self._receiving = 0
         self._inline: Callable[[], None] | None = None
-        # Of what was on the wire: source, start and end in seconds, bytes of payload.
-        self._intervals: list[tuple[int, float, float, int]] = []
+        self._intervals: list[tuple[float, float]] = []  # when payloads were on the wire, in seconds
+        self._deliveries: list[tuple[int, int, float]] = []  # for the meters: source, bytes, seconds
+        self._called_s: dict[int, float] = {}  # by target: when it could know that it may send its payload
         self.bytes_sent = 0
         self.bytes_received = 0
         self.decode_s: list[float] = []  # in several threads
@@ -169,9 +170,9 @@ class WireCall:
 
     def observe(self) -> float:
         """Feeds the meters and returns the seconds in which anything was on the wire to this rank."""
-        for source, start_s, end_s, num_bytes in self._intervals:
-            self._wire.observe(source, num_bytes, end_s - start_s)
-        return union_s([(start_s, end_s) for _, start_s, end_s, _ in self._intervals])
+        for delivery in self._deliveries:
+            self._wire.observe(*delivery)
+        return union_s(self._intervals)
 
     def _run_inline(self) -> None:
         if self._inline is not None:
@@ -219,9 +220,14 @@ class WireCall:
                 self._wire.wait(message.work, self._deadline_s, f"{self._name}: payload from rank {source}")
             end_s = time.monotonic()
             num_bytes += self._check(message, head)
+            if message.phase == 0:  # an early peer holds its payload back until this rank has sent a header
+                start_s = max(start_s, self._called_s.get(source, 0.0))
             last = k + 1 == len(messages) or messages[k + 1].announced
             if last and num_bytes:
-                self._intervals.append((source, start_s, end_s, num_bytes))
+                self._intervals.append((start_s, end_s))
+            # Of a later phase the meter sees the first message alone: the next may wait for a third rank.
+            if num_bytes and (last if message.phase == 0 else message.announced):
+                self._deliveries.append((source, num_bytes, end_s - start_s))
             if self._failure is not None:
                 return  # the results belong to the caller again
             accept(message)
@@ -352,7 +358,8 @@ class WireCall:
     ) -> None:
         if posted:
             self._keep(self._receiving_memory.abandon())
-        self._keep([message.header_work for message in messages if message.header_work is not None])
+        works = [work for message in messages for work in (message.header_work, message.work)]
+        self._keep([work for work in works if work is not None])
         for message in messages:
             message.packets = [None] * len(message.parts)
             accept(message)
@@ -390,6 +397,7 @@ class WireCall:
         for target in targets:
             if varies or (phase, target) not in self._announced:
                 self._announced.add((phase, target))
+                self._called_s.setdefault(target, time.monotonic())
                 self._sends.append((self._wire.send(buffer[:HEADER_NBYTES], target, tag), target))
                 if buffer.numel() > HEADER_NBYTES:
                     self._send_in_turn(buffer[HEADER_NBYTES:], target, tag + 1)
