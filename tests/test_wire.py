@@ -315,17 +315,18 @@ def _slow_encoder(rank: int, world: int) -> list[float]:
     """Rank 2 encodes for half a second: first the first of what it sends, then the second."""
     _small_rules()
     member, found = member_of(None)[1], []
-    encode, rows = coding.encode, 0
+    encode, rows, slow = coding.encode, 0, 0
 
     def slowly(x: Any, codec: Any, **given: Any) -> Any:
         nonlocal rows
         if codec.name == "int8":
-            if rows == at * (world - 1):
+            if rows == slow:
                 time.sleep(0.5)
             rows += 1
         return encode(x, codec, **given)
 
-    for at in (0, 1):
+    for row in (0, 1):
+        slow = row * (world - 1)
         x = torch.ones(world * 3 * RULES.chunk_numel)
         dd.all_reduce(x, codec="int8", min_bytes=0)
         member.wire._deliveries.clear()

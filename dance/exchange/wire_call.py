@@ -5,8 +5,8 @@ other. The first message of a phase from a source is announced: its first header
 first of all has been checked are the receives of the rest posted, with the exact sizes that this rank
 expects: so a peer that disagrees is noticed before it can send too much (gloo aborts the receiver of an
 over-long message). Time on the wire is measured from an announcement on, or from this rank's own if that is
-later: who computes or sleeps before it sends changes nothing. A message whose size varies is announced, too. Everything else streams
-without waiting for anybody.
+later: who computes or sleeps before it sends changes nothing. A message whose size varies is announced, too.
+Everything else streams without waiting for anybody.
 
 Tags follow from the number of the call, so whatever a faulty peer leaves behind is never taken for something
 later. The header's `round` holds that number and two flags, so that all ranks learn of trouble at one.
@@ -221,7 +221,7 @@ class WireCall:
             end_s = time.monotonic()
             num_bytes += self._check(message, head)
             if message.phase == 0:  # an early peer holds its payload back until this rank has sent a header
-                start_s = max(start_s, self._called_s.get(source, 0.0))
+                start_s = min(max(start_s, self._called_s.get(source, 0.0)), end_s)
             last = k + 1 == len(messages) or messages[k + 1].announced
             if last and num_bytes:
                 self._intervals.append((start_s, end_s))
@@ -397,7 +397,8 @@ class WireCall:
         for target in targets:
             if varies or (phase, target) not in self._announced:
                 self._announced.add((phase, target))
-                self._called_s.setdefault(target, time.monotonic())
+                if phase == 0:
+                    self._called_s[target] = time.monotonic()
                 self._sends.append((self._wire.send(buffer[:HEADER_NBYTES], target, tag), target))
                 if buffer.numel() > HEADER_NBYTES:
                     self._send_in_turn(buffer[HEADER_NBYTES:], target, tag + 1)
