@@ -151,10 +151,10 @@ def _totals(records: Sequence[dict[str, Any]], about: str) -> str:
     totals = {codec: sum(statistics.mean(by_case[case]) for case in cases) for codec, by_case in runs.items()}
     rows = []
     for codec, total_s in totals.items():
-        about = ["", ""]
+        gain = ["", ""]
         if codec != AUTO:
-            about = [f"{total_s / totals[AUTO] - 1:+.1%}", "ok" if totals[AUTO] < total_s else "falls short"]
-        rows.append([codec, f"{total_s:.2f}", *about])
+            gain = [f"{total_s / totals[AUTO] - 1:+.1%}", "ok" if totals[AUTO] < total_s else "falls short"]
+        rows.append([codec, f"{total_s:.2f}", *gain])
     shown = table(["codec", "total, s", "auto is faster by", "verdict"], rows, left=1)
     return f"{shown}\n\nOver {len(cases)} cases: {about}."
 

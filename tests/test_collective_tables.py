@@ -163,6 +163,8 @@ def test_totals_are_over_the_set_and_over_everything() -> None:
     assert rows["int8"] == ["18.00", "+350.0%", "ok"]
     rows = {row[0]: row[1:] for row in _rows(text.partition("### All links")[2].partition("###")[0])}
     assert rows["int8"][0] == "118.30"
+    assert "Over 2 cases: the link that steps" in text
+    assert "Over 4 cases: all links" in text
 
 
 class _Clock:

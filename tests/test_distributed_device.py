@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -83,6 +84,10 @@ def _both_ways(rank: int, world: int) -> None:
             with pytest.raises(NonFiniteError, match="some rank"):
                 call(torch.ones(NUMEL), codec=codec, **options)
     assert feedback.step("w") == 0
+    if not torch.cuda.is_available():
+        import_module("torch.testing._internal.distributed.fake_pg")  # a backend that is not gloo
+        with pytest.raises(ValueError, match=r"no GPU for another; call init_process_group\('gloo'\)"):
+            dd.all_reduce(torch.ones(NUMEL), group=dist.new_group(backend="fake"))
     x = torch.ones(NUMEL)
     if rank == 1:
         x[7] = float("nan")

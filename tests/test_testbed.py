@@ -281,6 +281,8 @@ def test_command_line(tmp_path: Path) -> None:
     [
         (["--rate", "10mbit"], "expected a command after --"),
         (["--rate", "fast", "--", "true"], "expected 10mbit"),
+        (["--rate", "steps:30,5@9s", "--", "true"], "pass --trace steps:30,5@9s"),
+        (["--rate", "10mbit/50mbit", "--", "true"], "one rate for both directions"),
         (["--steps", "10mbit", "--", "true"], "expected 100mbit@10s"),
         (["--steps", "1mbit@1s", "--trace", "x", "--", "true"], "expected --steps or --trace, got both"),
         (["--trace", "no/such/file", "--", "true"], "cannot be read"),

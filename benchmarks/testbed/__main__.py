@@ -54,7 +54,7 @@ def main() -> int:
         raise SystemExit("testbed: expected a command after --, as in: --rate 100mbit -- python train.py")
     try:
         trace = _trace(config)
-        link = parse_link(f"{config.rate},{config.delay}")
+        link = _link(config)
         reason = why_unavailable()
         if reason is not None:
             raise SystemExit(f"testbed: no shaped links here: {reason}")
@@ -66,6 +66,17 @@ def main() -> int:
 def _split(words: list[str]) -> tuple[list[str], list[str]]:
     at = words.index("--") if "--" in words else len(words)
     return words[:at], words[at + 1 :]
+
+
+def _link(config: Config) -> Link:
+    link = parse_link(f"{config.rate},{config.delay}")
+    if link.trace is not None:
+        raise ValueError(f"expected a rate such as 100mbit, got a trace; pass --trace {config.rate}")
+    if link.down_mbps is not None:
+        raise ValueError(
+            f"expected one rate for both directions, got {config.rate!r}; pass {config.rate.split('/')[0]!r}"
+        )
+    return link
 
 
 def _trace(config: Config) -> Trace | None:

@@ -18,8 +18,9 @@ _PROBE_NUMELS = (1 << 14, 1 << 18)  # 64 KiB and 1 MiB: two sizes tell latency a
 
 
 def stats(group: dist.ProcessGroup | None = None) -> dict[str, Any]:
-    """Returns running totals of this rank in ``group``: calls, compressed, direct, under_min_bytes,
-    bytes_sent, bytes_received, raw_bytes, seconds, encode_s, decode_s, check_s, wire_s, nonfinite, by_codec.
+    """Returns running totals of this rank in ``group``: calls, compressed, direct, failed, nonfinite,
+    bytes_sent, bytes_received, raw_bytes, seconds, encode_s, decode_s, check_s, wire_s, agreements,
+    under_min_bytes, by_reason, by_codec, by_collective.
     """
     return member_of(group)[1].totals.read()
 

@@ -78,7 +78,7 @@ class Launch:
         if on_gpu or not self.async_op:
             pending = start(self.async_op)
             if pending is not None:
-                pending.wait()  # it is in a stream: the host need not wait
+                pending.wait()  # of NCCL it is in a stream, and the host goes on; of gloo it waits
             after()
             if timed:
                 torch.cuda.synchronize()

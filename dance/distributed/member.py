@@ -32,6 +32,11 @@ class Member:
         self.over_host = "cpu:gloo" in backends  # messages point to point
         self.device = torch.device("cpu")  # where torch's collectives take small tensors of ours
         if not self.over_host:
+            if not torch.cuda.is_available():
+                raise ValueError(
+                    f"dance.distributed: the group's backends are {backends!r}, none of them gloo, and torch "
+                    "finds no GPU for another; call init_process_group('gloo')"
+                )
             self.device = torch.device("cuda", torch.cuda.current_device())
         self._wire: Wire | None = None
         self.worker = Worker("dance-collectives")
@@ -46,7 +51,10 @@ class Member:
     @property
     def wire(self) -> Wire:
         if self._wire is None:
-            raise ValueError("collective: the group has no gloo for the CPU; see docs/collectives.md")
+            raise ValueError(
+                "collective: the group has no gloo, and links are measured by its messages; make the group "
+                "with init_process_group('cpu:gloo,cuda:nccl')"
+            )
         return self._wire
 
     def agreement(self, policy: Any) -> Agreement:
