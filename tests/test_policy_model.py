@@ -7,8 +7,8 @@ import pytest
 from dance import codec
 from dance.codec_speed import Speed
 from dance.plan import plan
-from dance.policy import Send
-from dance.policy.figures import AgreedCall
+from dance.policy import Outcome, Send
+from dance.policy.figures import AgreedCall, Ledger
 from dance.policy.model import GroupModel
 from dance.policy.rules import Course, Prospect, commit, least_time
 
@@ -78,6 +78,27 @@ def test_calls_teach_what_their_parts_do_not_tell() -> None:
     assert total_s(model, "int8", NUMEL // 4) < own_s
     # A direct call has nothing of it.
     assert total_s(model, "none") == pytest.approx(0.03355, rel=0.02)
+
+
+def test_a_first_call_is_judged_by_what_calls_like_it_took() -> None:
+    # Beyond its parts, 17 ms, bf16 takes the 50 ms that int8 took: its cold call is no sign of anything else.
+    model = learned(*[call("int8", 1000.0, extra_s=0.05)] * 4)
+    expected_s = total_s(model, "bf16")
+    model.learn([call("bf16", 1000.0, extra_s=0.05)])
+    assert total_s(model, "bf16") == pytest.approx(expected_s, rel=0.02)
+    assert total_s(model, "bf16") > total_s(model, "int8")
+
+
+@pytest.mark.parametrize(("seconds", "mean_s"), [((10.0, 1.0), 2.5), ((1.0, 10.0), 2.5), ((1.0, 2.0), 1.5)])
+def test_a_stall_counts_for_no_more_than_four_calls_whenever_it_was(
+    seconds: tuple[float, float], mean_s: float
+) -> None:
+    ledger = Ledger()
+    for number, took_s in enumerate((50.0, *seconds), start=1):  # the first is cold
+        send = Send(kind="all_reduce", round=number, numel=NUMEL, world=2)
+        ledger.begin(send, NONE)
+        ledger.observe(send, NONE, Outcome(seconds=took_s))
+    assert ledger.read(ledger.figures())[-1].cost_s == pytest.approx(mean_s)
 
 
 def test_a_stalled_call_changes_nothing() -> None:

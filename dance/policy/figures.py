@@ -128,8 +128,9 @@ class Ledger:
         if spent is None:
             self._spent[key] = deque(maxlen=_MEAN_CALLS)
             return seconds
-        spent.append(min(seconds, _STALL * min(spent, default=seconds)))
-        return sum(spent) / len(spent)
+        spent.append(seconds)
+        most_s = _STALL * min(spent)
+        return sum(min(each, most_s) for each in spent) / len(spent)
 
     def forget_costs(self) -> None:
         """Calls are no longer what they were: the link has changed."""

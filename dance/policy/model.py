@@ -236,7 +236,9 @@ class GroupModel:
         key = (shape_of(call.send), call.codec)
         cell = self._cells.get(key)
         if cell is None:
-            seconds = min(max(call.cost_s, base_s / _COLD), base_s * _COLD)
+            expected = self.cost(call.send, call.codec)  # what calls like it took beyond their parts is in it
+            assert expected is not None
+            seconds = min(max(call.cost_s, expected.total_s / _COLD), expected.total_s * _COLD)
             cell = Cell(extras_s=[seconds - base_s], base_s=base_s, count=1, regime=self.regime)
         elif cell.count == 1 or cell.regime != self.regime:  # the first was cold, or of another link
             count = cell.count + 1 if cell.regime == self.regime else 1
