@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from dance.errors import PeerError
+from dance.exchange.waiting import lost
 
 _EARLY_CALLS = 3
 
@@ -57,7 +58,4 @@ def _through(body: Callable[[], Any]) -> Any:
     try:
         return body()
     except RuntimeError as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise PeerError(
-            f"policy: what ranks measured did not get through ({reason}); the process group is of no more use"
-        ) from error
+        raise PeerError(lost("policy: what ranks measured", error)) from error

@@ -10,10 +10,10 @@ from typing import Protocol
 from dance.codecs import Codec
 from dance.errors import PeerError
 from dance.exchange.traffic import Meters, Traffic
+from dance.exchange.waiting import drains
 from dance.packet import Packet
 
 CONTROL = "control"  # the kind of the bytes that `Exchange.any` sends
-_DRAIN_SLACK = 1 << 16  # bytes beyond the uncompressed size that a refused payload may have and be received
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,8 @@ class Expected:
     round: int | None = None
 
     def drains(self, payload_nbytes: int) -> bool:
-        """Returns whether a payload that will be refused is received at all, so that its sender may go on."""
-        return payload_nbytes <= 4 * math.prod(self.shape) + _DRAIN_SLACK
+        """Returns whether a payload that will be refused is received at all."""
+        return drains(payload_nbytes, math.prod(self.shape))
 
     def __str__(self) -> str:
         when = "" if self.round is None else f" of round {self.round}"

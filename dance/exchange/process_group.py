@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,6 +25,7 @@ from dance.codecs import HEADER_NBYTES
 from dance.errors import FrameError, PeerError
 from dance.exchange.message import CONTROL, Expected, Message, check_boxes, check_source
 from dance.exchange.traffic import Meters, Traffic, raw_nbytes
+from dance.exchange.waiting import lost, wait_until
 from dance.header import parse_header
 from dance.packet import Packet
 
@@ -300,8 +300,7 @@ class ProcessGroupExchange:
     def _wait(self, work: Any, what: str) -> bool:
         """Waits for ``work``; False, with the exchange broken, after a timeout or when the peer is gone."""
         try:
-            # No less than a tick: to gloo a timeout of zero is none.
-            work.wait(timedelta(seconds=max(0.001, self._deadline_s - time.monotonic())))
+            wait_until(work, self._deadline_s)
         except RuntimeError as error:
             self._break(what, error)
             return False
@@ -309,10 +308,7 @@ class ProcessGroupExchange:
 
     def _break(self, what: str, error: Exception) -> None:
         if self._broken is None:
-            reason = str(error).splitlines()[0]
-            self._broken = (
-                f"exchange: {what} did not get through ({reason}); the process group is of no more use"
-            )
+            self._broken = lost(f"exchange: {what}", error)
 
     def _begin(self) -> None:
         self._check_usable()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ import torch.distributed as dist
 from dance.errors import PeerError
 from dance.exchange.arena import Arena
 from dance.exchange.traffic import Meters
+from dance.exchange.waiting import lost, wait_until
 from dance.exchange.worker import Worker
 
 _MOST_DELIVERIES = 256  # that wait for somebody to look at the meters, which remember 24 of a link
@@ -66,15 +65,13 @@ class Wire:
     def wait(self, work: Any, deadline_s: float, what: str) -> None:
         """Waits for ``work``; PeerError after a timeout or when the peer is gone: the group is of no use."""
         try:
-            # No less than a tick: to gloo a timeout of zero is none.
-            work.wait(timedelta(seconds=max(0.001, deadline_s - time.monotonic())))
+            wait_until(work, deadline_s)
         except RuntimeError as error:
             raise self.breaks(what, error) from error
 
     def breaks(self, what: str, error: BaseException) -> PeerError:
         if self.broken is None:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            self.broken = f"{what} did not get through ({reason}); the process group is of no more use"
+            self.broken = lost(what, error)
         return PeerError(self.broken)
 
     def keep(self, number: int, what: Sequence[Any]) -> None:

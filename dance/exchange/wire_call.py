@@ -24,6 +24,7 @@ import torch
 from dance.codecs import HEADER_NBYTES
 from dance.errors import FrameError, PeerError
 from dance.exchange.parts import Incoming, Outgoing, Part, layout
+from dance.exchange.waiting import drains
 from dance.exchange.wire import Wire
 from dance.exchange.wire_time import union_s
 from dance.header import Header, parse_header
@@ -38,7 +39,6 @@ _TAGS_A_CALL = 1 << 11
 _TAGS_A_PHASE = 1 << 10
 _CALLS = 1 << 18
 MAX_MESSAGES = _TAGS_A_PHASE // 2  # of one phase from one source
-_DRAIN_SLACK = 1 << 16  # bytes beyond what was expected that a refused payload may have and be received
 
 
 class WireCall:
@@ -282,8 +282,7 @@ class WireCall:
             announced = parse_header(message.header).payload_nbytes
         except FrameError:
             announced = 0
-        limit = 4 * message.parts[0].numel + _DRAIN_SLACK
-        if len(message.parts) == 1 and 0 < announced <= limit:
+        if len(message.parts) == 1 and announced > 0 and drains(announced, message.parts[0].numel):
             buffer = torch.empty(announced, dtype=torch.uint8)
             work = self._wire.receive(buffer, message.source, self._tag_of(message) + 1)
         self._open_gate(message.source)
