@@ -1,4 +1,4 @@
-"""Waiting for a gloo operation until a deadline, what is said of one that was lost, and what may be drained."""
+"""Waiting for a gloo operation until a deadline, what is said of a lost one, and what may be drained."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _DRAIN_SLACK = 1 << 16  # bytes beyond what was expected that a refused payload 
 
 
 def wait_until(work: Any, deadline_s: float) -> None:
-    """Waits for ``work`` until ``deadline_s`` of time.monotonic; RuntimeError after it, or without the peer."""
+    """Waits until ``deadline_s`` of time.monotonic; RuntimeError after it or when the peer is lost."""
     # No less than a tick: to gloo a timeout of zero is none.
     work.wait(timedelta(seconds=max(0.001, deadline_s - time.monotonic())))
 
