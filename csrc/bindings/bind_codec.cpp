@@ -1,4 +1,4 @@
-// Binds codecs, encode, decode, reduce and mix; arrays cross as addresses that dance/arrays.py took from live objects.
+// Binds codecs, encode, decode, reduce and mix; arrays cross as addresses that dance/arrays took from live objects.
 #include <pybind11/stl.h>
 
 #include "base/host_device.h"

@@ -5,6 +5,7 @@
 #include "bindings/bindings.h"
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
+#include "cpu/targets.h"
 
 namespace py = pybind11;
 
@@ -13,7 +14,7 @@ namespace dance {
 void bind_info(py::module_& module) {
   module.attr("version") = DANCE_VERSION;
   module.def("cpu_target", [] { return cpu::kernels().target; });
-  module.def("cpu_targets", cpu::targets);
+  module.def("cpu_targets", cpu::target_names);
   module.def("get_num_threads", cpu::get_num_threads);
   module.def("set_num_threads", cpu::set_num_threads, py::arg("num_threads"));
   module.def("cuda_built", cuda::built);

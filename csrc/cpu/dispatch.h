@@ -1,9 +1,6 @@
 // Chooses the CPU target at run time; DANCE_CPU=baseline|avx2|avx512|neon forces one.
 #pragma once
 
-#include <string>
-#include <vector>
-
 #include "cpu/kernels.h"
 #include "cpu/select_kernels.h"
 
@@ -13,8 +10,5 @@ namespace dance::cpu {
 // unknown target and UnavailableError when this build or this CPU lacks it.
 const Kernels& kernels();
 const SelectKernels& select_kernels();
-
-// Names of the targets in this build, from the plainest to the widest.
-std::vector<std::string> targets();
 
 }  // namespace dance::cpu
