@@ -1,6 +1,8 @@
 // The front door of the core: checks the arguments, picks the CPU or the CUDA backend, calls.
 #include "codec_api.h"
 
+#include <cstdio>
+
 #include "../cuda/kernels.h"
 #include "base/error.h"
 #include "codecs/list.h"
@@ -19,6 +21,12 @@ namespace {
 }
 
 std::string text(uint64_t value) { return std::to_string(value); }
+
+std::string number_text(float value) {
+  char written[32];
+  std::snprintf(written, sizeof written, "%.9g", static_cast<double>(value));
+  return written;
+}
 
 void check_unused(const CodecSpec& codec, const char* name, uint32_t value) {
   if (value != 0) refuse(codec, "has no parameter " + std::string(name) + ", which must be 0, got " + text(value));
@@ -56,7 +64,7 @@ void check_dense(const CodecSpec& codec) {
 
 void check_argument(const CodecSpec& codec) {
   // Compared as integers: the caller's thread may flush subnormal numbers to zero.
-  const std::string got = ", got the bits " + text(codec.argument);
+  const std::string got = ", got " + number_text(bits_float(codec.argument));
   if (codec.id == Threshold::id) {
     if (codec.argument - 1u >= kInfinityBits - 1u) refuse(codec, "its argument must be positive and finite" + got);
   } else if (codec.id == Dgc::id) {
@@ -96,27 +104,25 @@ void check_spec(const CodecSpec& codec, uint64_t numel) {
   check_dense(codec);
 }
 
-uint64_t dense_payload(const CodecSpec& codec, Dtype dtype, uint64_t numel) {
-  uint8_t id = dense_id(codec);
-  if (id == None::id && dtype != Dtype::float32) return dtype_nbytes(dtype) * numel;
-  uint64_t size = 0;
-  with_mode(DenseCodecs{}, id, codec.mode, [&](auto c) {
-    using Codec = decltype(c);
-    const uint32_t bits = Codec::kVariableBits ? bits_of_levels(codec.levels) : Codec::bits;
-    size = dense_nbytes<Codec>(numel, has_scales<Codec> ? codec.block : kChunk, bits);
-  });
-  return size;
+// Bytes of the payload of `count` values of a sparse codec.
+uint64_t sparse_payload(const CodecSpec& codec, Dtype dtype, uint64_t numel, uint64_t count) {
+  return sent_indices_nbytes(codec, numel, count) + cpu::dense_layout(codec, dtype, count).payload_size;
 }
 
-// Bytes of the indices of `count` values.
-uint64_t indices_size(const CodecSpec& codec, uint64_t numel, uint64_t count) {
-  return is_seeded(codec.id) ? 0 : indices_nbytes(numel, codec.scope, count);
+void check_memory(const CodecSpec& codec, const char* name, const void* array, uint64_t numel) {
+  if (array == nullptr && numel > 0) refuse(codec, std::string(name) + " has no memory");
+}
+
+bool meet(const void* a, uint64_t a_size, const void* b, uint64_t b_size) {
+  const auto at = reinterpret_cast<uintptr_t>(a), other = reinterpret_cast<uintptr_t>(b);
+  return at < other + b_size && other < at + a_size;
 }
 
 void check_size(const CodecSpec& codec, const uint8_t* payload, uint64_t size, uint64_t expected, uint64_t numel) {
   if (size != expected) {
     refuse(codec, "a payload of " + text(numel) + " elements has " + text(expected) + " bytes, got " + text(size));
   }
+  check_memory(codec, "the payload", payload, size);
   if (reinterpret_cast<uintptr_t>(payload) % 4 != 0) refuse(codec, "the payload must be aligned to 4 bytes");
 }
 
@@ -127,7 +133,7 @@ void check_content(const CodecSpec& codec, Dtype dtype, const uint8_t* payload, 
   if (is_sparse(codec.id)) {
     cpu::check_indices(codec, payload, numel);
     count = num_values(codec, numel);
-    payload += indices_size(codec, numel, count);
+    payload += sent_indices_nbytes(codec, numel, count);
   }
   if (count == 0) return;
   cpu::check_dense(cpu::dense_layout(codec, dtype, count), name_of(dense_id(codec)), payload, count, codes);
@@ -141,8 +147,12 @@ void check_decode(const DecodeRequest& request) {
 void check_encode(const EncodeRequest& request) {
   check_size(request.codec, request.payload, request.payload_size,
              payload_bound(request.codec, request.dtype, request.numel), request.numel);
-  if (request.operation != Operation::encode && request.state == nullptr && request.numel > 0) {
+  if (request.operation == Operation::encode) return;
+  if (request.state == nullptr && request.numel > 0) {
     refuse(request.codec, "this operation needs a residual or reference");
+  }
+  if (meet(request.payload, request.payload_size, request.state, dtype_nbytes(request.state_dtype) * request.numel)) {
+    refuse(request.codec, "the packet to write shares memory with the residual or reference; pass another out");
   }
 }
 
@@ -164,12 +174,15 @@ uint64_t num_values(const CodecSpec& codec, uint64_t numel) {
   return numel == 0 ? 0 : total_count(numel, codec.scope, codec.count);
 }
 
+uint64_t sent_indices_nbytes(const CodecSpec& codec, uint64_t numel, uint64_t count) {
+  return is_seeded(codec.id) ? 0 : indices_nbytes(numel, codec.scope, count);
+}
+
 uint64_t payload_nbytes(const CodecSpec& codec, Dtype dtype, uint64_t numel) {
   check_spec(codec, numel);
   if (numel == 0) return 0;
-  if (!is_sparse(codec.id)) return dense_payload(codec, dtype, numel);
-  const uint64_t count = num_values(codec, numel);
-  return indices_size(codec, numel, count) + dense_payload(codec, dtype, count);
+  if (!is_sparse(codec.id)) return cpu::dense_layout(codec, dtype, numel).payload_size;
+  return sparse_payload(codec, dtype, numel, num_values(codec, numel));
 }
 
 uint64_t payload_bound(const CodecSpec& codec, Dtype dtype, uint64_t numel) {
@@ -180,7 +193,7 @@ uint64_t payload_bound(const CodecSpec& codec, Dtype dtype, uint64_t numel) {
   // The size grows with the count as long as low_bits stays the same, but may fall by a word where that does not: so
   // the largest count for each low_bits is looked at.
   for (uint64_t count = bounded ? uint64_t{2} * codec.count : numel; count >= least && count > 0;) {
-    const uint64_t size = indices_size(codec, numel, count) + dense_payload(codec, dtype, count);
+    const uint64_t size = sparse_payload(codec, dtype, numel, count);
     most_bytes = size > most_bytes ? size : most_bytes;
     count = numel >> (EliasFano(numel, count).low_bits + 1);
   }
@@ -190,6 +203,10 @@ uint64_t payload_bound(const CodecSpec& codec, Dtype dtype, uint64_t numel) {
 EncodeResult encode(const EncodeRequest& request) {
   check_encode(request);
   if (request.numel == 0) return {-1, request.codec.count};
+  check_memory(request.codec, "the input", request.x, request.numel);
+  if (meet(request.payload, request.payload_size, request.x, dtype_nbytes(request.dtype) * request.numel)) {
+    refuse(request.codec, "the packet to write shares memory with the input; pass another out");
+  }
   if (request.place.device >= 0) {
     cuda::encode(request);
     return {-1, request.codec.count};
@@ -205,6 +222,11 @@ EncodeResult encode(const EncodeRequest& request) {
 void decode(const DecodeRequest& request) {
   check_decode(request);
   if (request.numel == 0) return;
+  check_memory(request.codec, "the output", request.out, request.numel);
+  // Indices that were checked are read again while values are written.
+  if (meet(request.payload, request.payload_size, request.out, dtype_nbytes(request.out_dtype) * request.numel)) {
+    refuse(request.codec, "the output shares memory with the packet; pass another out");
+  }
   if (request.place.device >= 0) return cuda::decode(request);
   const cpu::FloatMode mode;
   check_content(request.codec, request.dtype, request.payload, request.numel, false);
@@ -217,10 +239,9 @@ namespace {
 
 // New codes are written while packets are still being read.
 void check_apart(const ReduceRequest& request) {
-  const auto to = reinterpret_cast<uintptr_t>(request.encode_into->payload);
+  const EncodeRequest& into = *request.encode_into;
   for (uint32_t i = 0; i < request.num_packets; ++i) {
-    const auto from = reinterpret_cast<uintptr_t>(request.packets[i].payload);
-    if (to < from + request.packets[i].payload_size && from < to + request.encode_into->payload_size) {
+    if (meet(into.payload, into.payload_size, request.packets[i].payload, request.packets[i].payload_size)) {
       throw ArgumentError("reduce: the new packet shares memory with packet " + text(i) + "; pass another out");
     }
   }
@@ -278,6 +299,8 @@ void indices(const CodecSpec& codec, Dtype dtype, uint64_t seed, const uint8_t* 
 void mix(void* x, const void* neighbour_sum, const void* reference, Dtype dtype, float step_size, uint64_t numel,
          Place place) {
   if (numel == 0) return;
+  if (x == nullptr || neighbour_sum == nullptr || reference == nullptr)
+    throw ArgumentError("mix: an array has no memory");
   if (place.device >= 0) return cuda::mix(x, neighbour_sum, reference, dtype, step_size, numel, place);
   const cpu::FloatMode mode;
   const auto loop = cpu::kernels().mix;

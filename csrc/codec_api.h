@@ -40,6 +40,10 @@ struct CodecInfo {
 // Every codec once, in the order of codecs/list.h.
 std::vector<CodecInfo> codecs();
 
+// Bytes of the indices that a sparse packet of numel elements holds for `count` values: none where they follow from the
+// seed.
+uint64_t sent_indices_nbytes(const CodecSpec& codec, uint64_t numel, uint64_t count);
+
 // The exact payload size in bytes of a packet whose array is of `dtype`; for threshold and dgc that of spec.count
 // values. Throws ArgumentError for an unknown codec or parameters out of range.
 uint64_t payload_nbytes(const CodecSpec& codec, Dtype dtype, uint64_t numel);
@@ -48,7 +52,8 @@ uint64_t payload_nbytes(const CodecSpec& codec, Dtype dtype, uint64_t numel);
 // (k), threshold ignores it.
 uint64_t payload_bound(const CodecSpec& codec, Dtype dtype, uint64_t numel);
 
-// A packet to be made. `x` and `state` (see Operation) are contiguous arrays; state is updated in place.
+// A packet to be made. `x` and `state` (see Operation) are contiguous arrays; state is updated in place. The payload
+// lies in neither of them.
 struct EncodeRequest {
   Operation operation = Operation::encode;
   CodecSpec codec;
@@ -73,8 +78,8 @@ struct EncodeResult {
 
 EncodeResult encode(const EncodeRequest& request);
 
-// out = weight * decoded, or out += weight * decoded. A payload on the CPU is untrusted: its structure is validated
-// before anything is written, and FrameError leaves `out` untouched.
+// out = weight * decoded, or out += weight * decoded, in memory apart from the payload. A payload on the CPU is
+// untrusted: its structure is validated before anything is written, and FrameError leaves `out` untouched.
 struct DecodeRequest {
   CodecSpec codec;
   Dtype dtype = Dtype::float32;  // of the packet

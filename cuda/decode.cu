@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 DenseLayout dense_layout(uint8_t id, uint8_t mode, uint32_t block, uint32_t levels, Dtype dtype, uint64_t numel) {
-  if (id == None::id && dtype != Dtype::float32) id = dtype == Dtype::float16 ? Fp16::id : Bf16::id;
+  id = stored_as(id, dtype);
   DenseLayout layout{id, mode, block, 0, levels, 0};
   with_mode(DenseCodecs{}, id, mode, [&](auto c) {
     using Codec = decltype(c);

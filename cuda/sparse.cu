@@ -53,16 +53,7 @@ Head head_of(void* scratch, uint64_t most) {
   return {{reinterpret_cast<uint32_t*>(base), reinterpret_cast<float*>(values), most}, values + align16(4 * most)};
 }
 
-// Bytes of the indices of all values.
-uint64_t sent_indices_nbytes(const CodecSpec& codec, uint64_t numel, uint64_t total) {
-  return codec.id == RandK::id ? 0 : indices_nbytes(numel, codec.scope, total);
-}
-
 }  // namespace
-
-bool is_sparse(uint8_t id) {
-  return with_codec(SparseCodecs{}, id, [](auto) {});
-}
 
 uint64_t sparse_scratch_nbytes(const CodecSpec& codec, uint64_t numel) {
   const uint64_t most = most_values(codec, numel);

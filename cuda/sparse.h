@@ -5,8 +5,6 @@
 
 namespace dance::cuda {
 
-bool is_sparse(uint8_t id);
-
 // x of `dtype` instead of the request's own. Arguments as in cuda/kernels.h.
 void encode_sparse(const EncodeRequest& request, const void* x, Dtype dtype, cudaStream_t stream);
 void decode_sparse(const DecodeRequest& request, cudaStream_t stream);

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import dance
-from dance import _native
+from dance import _native, codecs
 
 NUMEL = 300
 X = np.arange(NUMEL, dtype=np.float32)
@@ -64,6 +64,15 @@ def encode_into(made: _native.Reduction, payload: np.ndarray) -> _native.Reducti
         ({"operation": 1}, "int8: this operation needs a residual or reference"),
         ({"payload_nbytes": 307}, "a payload of 300 elements has 308 bytes, got 307"),
         ({"payload": _native.address(PAYLOAD) + 1}, "must be aligned to 4 bytes"),
+        ({"x": 0}, "int8: the input has no memory"),
+        ({"payload": 0}, "int8: the payload has no memory"),
+        ({"payload": _native.address(X)}, "shares memory with the input; pass another out"),
+        ({"payload": _native.address(X) + 4 * NUMEL - 4}, "shares memory with the input"),
+        (
+            {"operation": 1, "x": _native.address(PAYLOAD), "payload": _native.address(X)}
+            | {"state": _native.address(X)},
+            "shares memory with the residual or reference",
+        ),
     ],
 )
 def test_encode_refuses(changes: dict[str, int], says: str) -> None:
@@ -94,6 +103,40 @@ def test_reduce_refuses() -> None:
     with pytest.raises(ValueError, match="shares memory with packet 0"):
         encode_into(reduction(NUMEL, NUMEL), PAYLOAD).run(0)
     assert encode_into(reduction(NUMEL, NUMEL), other).run(0) == (-1, 0)
+
+
+def test_decode_and_mix_refuse() -> None:
+    encode()
+    payload, x = _native.address(PAYLOAD), _native.address(X)
+
+    def decode(payload: int, out: int) -> None:
+        _native.decode(INT8, 0, 0, payload, PAYLOAD.nbytes, out, 0, NUMEL, False, 1.0, -1, 0, 0)
+
+    for wrong, says in (
+        ((payload, 0), "int8: the output has no memory"),
+        ((0, x), "int8: the payload has no memory"),
+        ((payload, payload), "the output shares memory with the packet; pass another out"),
+        ((payload, payload + PAYLOAD.nbytes - 4), "shares memory with the packet"),
+        ((payload, payload - 4 * NUMEL + 4), "shares memory with the packet"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            decode(*wrong)
+    out = np.zeros(NUMEL, np.float32)
+    decode(payload, _native.address(out))
+    for arrays in ((0, x, x), (x, 0, x), (x, x, 0)):
+        with pytest.raises(ValueError, match="mix: an array has no memory"):
+            _native.mix(*arrays, 0, 0.5, NUMEL, -1, 0)
+
+
+def test_a_refused_argument_is_named_as_a_number() -> None:
+    for kind, value, says in (
+        (codecs.Threshold, float("nan"), "positive and finite, got nan"),
+        (codecs.Threshold, -0.5, "positive and finite, got -0.5"),
+        (codecs.Dgc, 1.5, r"in \(0, 1\], got 1.5"),
+    ):
+        spec = _native.Spec(id=kind.id, count=1, argument=value)
+        with pytest.raises(ValueError, match=says):
+            _native.payload_nbytes(spec, 0, NUMEL)
 
 
 @pytest.mark.skipif(_native.cuda_built(), reason="this build has CUDA code")
@@ -147,8 +190,66 @@ def test_the_environment_chooses_the_number_of_threads() -> None:
         assert f"DANCE_NUM_THREADS={wrong}: expected a whole number from 1 to 256" in run(
             code, DANCE_NUM_THREADS=wrong
         )
-    with pytest.raises(ValueError, match="expected 1 to 256, got 257"):
-        dance.set_num_threads(257)
+    for number in (257, 1 << 40):
+        with pytest.raises(ValueError, match=f"expected 1 to 256, got {number}"):
+            dance.set_num_threads(number)
+
+
+def test_whatever_may_use_several_threads_follows_torch() -> None:
+    code = """
+import numpy as np, torch
+import dance
+from dance import _native, codecs
+x = np.random.default_rng(0).standard_normal(_native.PARALLEL_NUMEL).astype(np.float32)
+p, sparse = dance.encode(x, "int8"), dance.encode(x, "topk")
+quarter = [dance.encode(x[: x.size // 4], "int8")] * 4
+data, out = p.to_bytes(), x.copy()
+calls = [
+    lambda: dance.encode(x, "int8"),
+    lambda: dance.decode(p, out=out),
+    lambda: dance.reduce([p]),
+    lambda: dance.reduce(quarter),
+    lambda: dance.reduce(quarter, codec="int8"),
+    lambda: dance.mix(out, x, x, 0.5),
+    lambda: dance.Packet.from_bytes(data),
+    sparse.indices,
+]
+for number, call in enumerate(calls, 2):
+    torch.set_num_threads(number)
+    call()
+    print(_native._core.get_num_threads(), end=" ")
+"""
+    assert run(code) == "2 3 4 5 6 7 8 9"
+
+
+def test_fewer_elements_than_that_are_the_work_of_one_thread() -> None:
+    code = """
+import os
+import numpy as np
+import dance
+from dance import _native, codecs
+dance.set_num_threads(2)
+threads = lambda: len(os.listdir("/proc/self/task"))
+before, numel = threads(), _native.PARALLEL_NUMEL - 1
+x = np.random.default_rng(0).standard_normal(numel).astype(np.float32)
+examples = [example for kind in dance.codecs.CODECS for example in kind.examples]
+for ratio in (0.01, 0.5, 1.0):
+    for scope in (64, numel // 2, numel - 1):
+        examples += [f"{name}:ratio={ratio},scope=block,block={scope}" for name in ("topk", "randk")]
+for text in examples:
+    p, state = dance.encode(x, text), x.copy()
+    dance.encode_feedback(x, state, text)
+    dance.decode(dance.Packet.from_bytes(p.to_bytes()), out=state, add=True)
+    if dance.codec(text).name in ("topk", "randk"):
+        p.indices()
+part = x[: numel // 256].copy()
+dance.reduce([dance.encode(part, "int8")] * 256, codec="int8")
+dance.mix(state, x, x, 0.5)
+alone = before == threads()
+dance.decode(dance.encode(np.zeros(1 << 20, np.float32), "int8"))
+print(alone, before < threads())
+"""
+    assert run(code) == "True True"
 
 
 def test_the_environment_chooses_the_cpu_target() -> None:

@@ -1,6 +1,7 @@
 // The closed list of codecs: drivers, dispatch, bindings and tests iterate over it.
 #pragma once
 
+#include "base/dtype.h"
 #include "codecs/bf16.h"
 #include "codecs/dgc.h"
 #include "codecs/fp16.h"
@@ -65,6 +66,12 @@ constexpr bool is_seeded(uint8_t id) {
   bool seeded = false;
   with_codec(SparseCodecs{}, id, [&](auto codec) { seeded = decltype(codec)::kSeeded; });
   return seeded;
+}
+
+// The dense codec whose bytes are those of codec `id` for an array of dtype: `none` of 16 bits is fp16 or bf16.
+constexpr uint8_t stored_as(uint8_t id, Dtype dtype) {
+  if (id != None::id || dtype == Dtype::float32) return id;
+  return dtype == Dtype::float16 ? Fp16::id : Bf16::id;
 }
 
 // nullptr of a codec that is_codec does not know.

@@ -75,7 +75,7 @@ void check_scales(const char* name, const uint8_t* scales, uint64_t num_scales, 
 }  // namespace
 
 DenseLayout dense_layout(uint8_t id, uint8_t mode, uint32_t block, uint32_t levels, Dtype dtype, uint64_t numel) {
-  if (id == None::id && dtype != Dtype::float32) id = dtype == Dtype::float16 ? Fp16::id : Bf16::id;
+  id = stored_as(id, dtype);
   DenseLayout layout{};
   layout.kernels = &find_kernels(id, mode);
   with_mode(DenseCodecs{}, id, mode, [&](auto codec) {

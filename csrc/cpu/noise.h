@@ -1,4 +1,4 @@
-// The noise of base/random.h for many elements at a time. Included by kernels.cpp alone, once for each CPU target.
+// The noise of base/random.h for many elements at a time. Compiled per CPU target.
 #pragma once
 
 #include "base/random.h"

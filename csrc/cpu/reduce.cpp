@@ -97,10 +97,8 @@ EncodeResult encode_sum(const EncodeRequest& again, const float* sum) {
   EncodeRequest request = again;
   request.x = sum;
   request.dtype = Dtype::float32;
-  // The sum is float32 whatever the packet's dtype is; `none` of a 16-bit packet has the bytes of fp16 or bf16.
-  if (again.dtype != Dtype::float32 && again.codec.values == None::id) {
-    request.codec.values = again.dtype == Dtype::float16 ? Fp16::id : Bf16::id;
-  }
+  // The sum is float32 whatever the packet's dtype is.
+  request.codec.values = stored_as(again.codec.values, again.dtype);
   return encode_sparse(request);
 }
 

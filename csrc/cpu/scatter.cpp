@@ -99,8 +99,7 @@ void decode_sparse(const DecodeRequest& request) {
   }
   if (total == 0) return;
   const DenseLayout layout = dense_layout(codec, request.dtype, total);
-  const uint8_t* values =
-      request.payload + (is_seeded(codec.id) ? 0 : indices_nbytes(request.numel, codec.scope, total));
+  const uint8_t* values = request.payload + sent_indices_nbytes(codec, request.numel, total);
   for_each_index(codec, request.seed, request.payload, request.numel, [&] {
     return [&, read = ValueReader(layout, values, total, request.weight)](uint64_t i, uint64_t index) mutable {
       float value = read(i);

@@ -235,16 +235,15 @@ EncodeResult encode_sparse(const EncodeRequest& request) {
   // Memory is asked for before the state is touched: an error leaves it as it was.
   room_of_thread().sent.at_least(codec.id == Threshold::id ? request.numel : codec.id == Dgc::id ? 2 * total : total);
   const Selection chosen = select(request, total);
-  uint64_t indices_size = 0;
-  if (codec.id != RandK::id && chosen.count > 0) {
-    indices_size = indices_nbytes(request.numel, codec.scope, chosen.count);
-    if (codec.scope == 0) write_elias_fano(EliasFano(request.numel, chosen.count), chosen.indices, request.payload);
+  if (chosen.count > 0) {
+    if (codec.scope == 0 && !is_seeded(codec.id)) {
+      write_elias_fano(EliasFano(request.numel, chosen.count), chosen.indices, request.payload);
+    }
+    send_values(request, chosen, request.payload + sent_indices_nbytes(codec, request.numel, chosen.count));
   }
-  if (chosen.count > 0) send_values(request, chosen, request.payload + indices_size);
   trim_candidates();
   room_of_thread().trim();
-  const bool fixed = codec.id == TopK::id || codec.id == RandK::id;
-  return {chosen.first_nonfinite, fixed ? codec.count : static_cast<uint32_t>(chosen.count)};
+  return {chosen.first_nonfinite, is_fixed_size(codec.id) ? codec.count : static_cast<uint32_t>(chosen.count)};
 }
 
 }  // namespace dance::cpu

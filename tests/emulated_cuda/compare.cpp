@@ -102,10 +102,6 @@ CodecSpec received(CodecSpec codec, uint32_t count) {
   return codec;
 }
 
-bool is_sparse(const CodecSpec& codec) {
-  return dance::with_codec(dance::SparseCodecs{}, codec.id, [](auto) {});
-}
-
 void compare_decode(const Case& c, const CodecSpec& codec, Guarded& payload, Random& random) {
   for (const bool add : {false, true}) {
     DecodeRequest request;
@@ -149,8 +145,8 @@ void compare(const Case& c, Random& random) {
   request.numel = c.numel;
   request.seed = c.seed;
   Encoded cpu = encode_on(kCpu, request, state, where), gpu = encode_on(kEmulated, request, state, where);
-  if (is_sparse(c.codec)) expect(cpu.count == gpu.count, "count", where);
-  const CodecSpec codec = is_sparse(c.codec) ? received(c.codec, cpu.count) : c.codec;
+  if (dance::is_sparse(c.codec.id)) expect(cpu.count == gpu.count, "count", where);
+  const CodecSpec codec = dance::is_sparse(c.codec.id) ? received(c.codec, cpu.count) : c.codec;
   expect(cpu.payload.same(gpu.payload, dance::payload_nbytes(codec, c.dtype, c.numel)), "payload", where);
   expect(cpu.state.same(gpu.state), "state", where);
   expect(cpu.bad == gpu.bad, "first non-finite index", where);
@@ -268,7 +264,8 @@ Packet draw_packet(const CodecSpec& spec, Dtype dtype, uint64_t numel, Random& r
   request.numel = numel;
   request.seed = random.next();
   Encoded encoded = encode_on(kCpu, request, Guarded(), "a packet to reduce");
-  return {is_sparse(spec) ? received(spec, encoded.count) : spec, dtype, request.seed, std::move(encoded.payload)};
+  return {dance::is_sparse(spec.id) ? received(spec, encoded.count) : spec, dtype, request.seed,
+          std::move(encoded.payload)};
 }
 
 // A reduce on both; `into`: null, or the codec it is encoded again with.
@@ -340,7 +337,7 @@ void compare_reduce(std::vector<Packet>& packets, uint64_t numel, const CodecSpe
   if (into == nullptr) return;
   expect(counts[0] == counts[1], "count of reduce", where);
   expect(bad[0] == (bad[1] == INT64_MAX ? -1 : bad[1]), "first non-finite index of reduce", where);
-  const CodecSpec codec = is_sparse(*into) ? received(*into, counts[0]) : *into;
+  const CodecSpec codec = dance::is_sparse(into->id) ? received(*into, counts[0]) : *into;
   expect(payloads[0].same(payloads[1], dance::payload_nbytes(codec, dtype, numel)), "payload of reduce", where);
 }
 
