@@ -38,15 +38,16 @@ payload_check = _core.payload_check
 crc32c = _core.crc32c
 version = _core.version
 
-# From this many elements on the core may use several threads (csrc/cpu), so the number of threads matters.
-PARALLEL_NUMEL = 1 << 16
+# Fewer elements (of a reduce: times packets) are one thread's work whatever the number of threads is. The
+# least that two share are blocks of a sparse codec with half of kValueGrain values (csrc/cpu/parallel.h).
+PARALLEL_NUMEL = 1 << 13
 
 _MAX_THREADS = 256  # csrc/cpu/parallel.h: kMaxThreads
 _follows_torch = True
 
 
 def set_num_threads(num_threads: int) -> None:
-    """Sets how many CPU threads encode, decode and mix use from now on (at least 1).
+    """Sets how many CPU threads the core uses from now on, in whatever it does (1 to 256).
 
     Without this call the number is torch's whenever torch is imported; else that of ``DANCE_NUM_THREADS``,
     ``OMP_NUM_THREADS`` or the CPUs this process may run on. The number never changes a bit of a result.
@@ -58,12 +59,14 @@ def set_num_threads(num_threads: int) -> None:
         count = 0
     if count < 1:
         raise ValueError(f"set_num_threads: expected an integer of at least 1, got {num_threads!r}")
+    if count > _MAX_THREADS:
+        raise ValueError(f"set_num_threads: expected 1 to {_MAX_THREADS}, got {num_threads!r}")
     _core.set_num_threads(count)
     _follows_torch = False
 
 
 def follow_torch() -> None:
-    """Takes over torch's number of threads, unless the user has set one; called before large operations."""
+    """Takes over torch's number of threads, unless the user has set one; for who may use several."""
     if _follows_torch:
         torch = sys.modules.get("torch")
         if torch is not None:

@@ -30,7 +30,7 @@ def encode(
     a decode then gives back. A block that holds NaN or infinity (for none, fp16, bf16 and sparse codecs: the
     element) is sent as zeros; ``nonfinite="raise"`` then raises NonFiniteError, whose ``packet`` holds
     everything else, on CUDA when the packet is sent (`Packet.check_finite`). ``out`` is a packet in the same
-    place whose memory is used again and which is returned.
+    place whose memory is used again and which is returned; the input may not lie in it.
     """
     return _encode(_ENCODE, x, None, codec, (seed, nonfinite, out))
 
@@ -49,11 +49,11 @@ def encode_feedback(
     return _encode(_FEEDBACK, x, residual, codec, (seed, nonfinite, out))
 
 
-def encode_feedback_after(
-    x: Any, residual: Any, codec: Like, options: _Options, prepare: Callable[[], None] | None
+def encode_feedback_as(
+    x: Any, residual: Any, codec: Like, options: _Options, prepare: Callable[[], Any] | None
 ) -> Packet:
-    """`encode_feedback` that calls ``prepare`` when all is checked and before anything is read: what that
-    changes in place stays as it was where a call is refused.
+    """`encode_feedback` with the array that ``prepare`` returns, which is like the residual, in the place of
+    it; called when all is checked.
     """
     return _encode(_FEEDBACK, x, residual, codec, options, prepare)
 
@@ -76,7 +76,7 @@ def _encode(
     state: Any,
     like: Like,
     options: _Options,
-    prepare: Callable[[], None] | None = None,
+    prepare: Callable[[], Any] | None = None,
 ) -> Packet:
     c = like if isinstance(like, Codec) else codec(like)
     seed, nonfinite, out = options
@@ -101,7 +101,8 @@ def _encode(
     out.seed = seed
     out._dtype = dtype
     if prepare is not None:
-        prepare()
+        state = prepare()
+        state_address = kind.write(state, _STATE[operation])[0]
     if device >= 0:
         _launch(operation, out, (address, dtype, state_address, state_dtype), nonfinite == "raise")
         return out
@@ -154,6 +155,7 @@ def _launch(operation: int, packet: Packet, arrays: tuple[int, int, int, int], r
     to, num_bytes, device, _, _ = packet._memory
     flags, flags_address = kind.new_flags(device)
     scratch, scratch_address = _scratch(kind, _native.cuda_scratch_nbytes(spec, dtype, numel), device)
+    packet._stream, stream = kind.stream(device)
     _native.encode(
         spec,
         operation,
@@ -163,7 +165,7 @@ def _launch(operation: int, packet: Packet, arrays: tuple[int, int, int, int], r
         to,
         num_bytes,
         device,
-        kind.stream(device),
+        stream,
         flags_address,
         scratch_address,
     )
@@ -184,9 +186,9 @@ def decode(p: Packet, *, out: Any = None, add: bool = False, weight: float = 1.0
     """Returns ``weight`` times the decoded array, of the library, device, shape and dtype that went in.
 
     ``out`` (contiguous float32, float16 or bfloat16 of the same number of elements, on the payload's device,
-    of any library) is written in place and returned; with ``add`` it grows by that instead. A sparse packet
-    then touches only what it holds. A payload on the CPU is validated first: FrameError leaves ``out``
-    untouched. On CUDA it is trusted, but its indices are bounds-checked.
+    of any library, apart from the payload) is written in place and returned; with ``add`` it grows by that
+    instead. A sparse packet then touches only what it holds. A payload on the CPU is validated first:
+    FrameError leaves ``out`` untouched. On CUDA it is trusted, but its indices are bounds-checked.
     """
     if not isinstance(p, Packet):
         raise ValueError(f"decode: expected a Packet, got {type(p).__name__}; see Packet.from_bytes")
@@ -207,7 +209,7 @@ def decode(p: Packet, *, out: Any = None, add: bool = False, weight: float = 1.0
     stream = scratch_address = 0
     scratch = None
     if device >= 0:
-        stream = kind.stream(device)
+        _, stream = kind.stream(device)
         scratch_nbytes = _native.cuda_scratch_nbytes(p._spec, p._dtype, p.numel)
         scratch, scratch_address = _scratch(kind, scratch_nbytes, device)
     elif p.numel >= _native.PARALLEL_NUMEL:
@@ -260,16 +262,19 @@ def reduce(
     place = first._kind, first.numel, first._memory[2]
     kind, numel, device = place
     weight = float(np.float32(1.0 / len(packets))) if mean else 1.0
-    task = _native.Reduction(numel, weight, device, kind.stream(device) if device >= 0 else 0)
+    stream = kind.stream(device) if device >= 0 else (None, 0)
+    task = _native.Reduction(numel, weight, device, stream[1])
     for k, p in enumerate(packets):
         p._size()
         address, num_bytes, _, _, _ = p._memory
         _check_same(f"packet {k}", (address, p.numel, p._memory[2], None, 0), numel, device)
         task.add(p._spec, p._dtype, p.seed, address, num_bytes, p.numel)
-    if device < 0 and numel >= _native.PARALLEL_NUMEL:
+    if device < 0 and numel * len(packets) >= _native.PARALLEL_NUMEL:
         _native.follow_torch()
     if codec is not None:
-        return _reduce_encode(task, packets, codec, residual, (seed, nonfinite, out))
+        packet = _reduce_encode(task, packets, codec, residual, (seed, nonfinite, out))
+        packet._stream = stream[0]
+        return packet
     if residual is not None:
         raise ValueError("reduce: a residual keeps what an encode loses; pass codec, too")
     if out is None:
@@ -277,8 +282,8 @@ def reduce(
     elif isinstance(out, Packet):
         raise ValueError("reduce: without codec the sum is an array, but out is a Packet; pass codec, too")
     else:
-        kind = KINDS.get(type(out)) or kind_of(out, "out")
-        target = kind.write(out, "out")
+        # The stream and the scratch memory stay those of the packets' library.
+        target = (KINDS.get(type(out)) or kind_of(out, "out")).write(out, "out")
         _check_same("out", target, numel, device)
         _check_apart("out", target[0], _SIZES[target[4]] * numel, packets)
     task.store(target[0], target[4])
@@ -393,7 +398,7 @@ def mix(x: Any, neighbour_sum: Any, reference: Any, step_size: float) -> None:
         step_size,
         numel,
         device,
-        kind.stream(device) if device >= 0 else 0,
+        kind.stream(device)[1] if device >= 0 else 0,
     )
 
 

@@ -6,12 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-from dance.arrays import Kind, kind_of
+from dance.arrays import kind_of
 from dance.codecs import DTYPES, SPARSE, Codec, Like, codec, dtype_number
-from dance.coding import encode_feedback_after
+from dance.coding import encode_feedback_as
 from dance.errors import NonFiniteError
 from dance.packet import Packet, derive_seed
 
@@ -91,9 +90,9 @@ class ErrorFeedback:
         `dance.encode_feedback`.
 
         ``key`` names a parameter; None is the one unnamed slot. ValueError when the key has held another
-        shape or an array of another library; what is refused changes nothing. To a velocity, an element that
-        is not finite counts as 0. Velocities saturate at their largest finite value, and so does a residual
-        to which one is added.
+        shape or an array of another library; what is refused, be it for want of memory, changes nothing. To
+        a velocity, an element that is not finite counts as 0. Velocities saturate at their largest finite
+        value, and so does a residual to which one is added.
 
         A stochastic codec needs another seed in every step: None derives one from the key and the number of
         its encodes. Nodes pass `dance.derive_seed` of their own, so that their noise is independent.
@@ -109,25 +108,42 @@ class ErrorFeedback:
                 f"ErrorFeedback: {_slot(key)} is a {_type_text(residual)}, the input a {_type_text(x)}; "
                 "pass arrays of the library that the key was first seen in"
             )
-        elif residual.shape != x.shape and tuple(residual.shape) != tuple(x.shape):
-            remedy = "; give each tensor a key" if key is None else ""
-            raise ValueError(
-                f"ErrorFeedback: {_slot(key)} has shape {tuple(residual.shape)}, "
-                f"the input {tuple(x.shape)}{remedy}"
-            )
+        else:
+            _check_shape(key, residual, x.shape)
         c = self.codec_of(key)
         step = self._steps.get(key, 0)
         if seed is None:
             seed = derive_seed(0, step, 0, key or "", "feedback") if c.stochastic else 0
-        prepare = None
-        if self.momentum or key not in self._residuals or self._paid:
-            prepare = partial(self._prepare, kind, residual, key)
+        velocity = state = moved = None
+        if self.momentum:
+            velocity = self._velocities.get(key)
+            if velocity is None:
+                velocity = kind.zeros(residual, self._dtype)
+
+        def corrected() -> Any:
+            # v + u = (v + momentum * u) + x: so x itself is encoded, in its own dtype.
+            nonlocal state, moved
+            state, moved = kind.corrected(residual, velocity, self.momentum, x)
+            return state
+
+        problem = None
         try:
-            packet = encode_feedback_after(x, residual, c, (seed, nonfinite, out), prepare)
+            options = (seed, nonfinite, out)
+            packet = encode_feedback_as(x, residual, c, options, corrected if self.momentum else None)
         except NonFiniteError as error:  # everything else has been encoded
-            self._finish(kind, x, key, error.packet)
-            raise
-        self._finish(kind, x, key, packet)
+            problem, packet = error, error.packet
+        if self.momentum:
+            if self.masking:
+                kind.clear(moved, packet.indices())
+            # From here on no memory is asked for.
+            kind.assign(residual, state)
+            kind.assign(velocity, moved)
+            self._velocities[key] = velocity
+        self._residuals[key] = residual
+        self._paid.discard(key)
+        self.count(key)
+        if problem is not None:
+            raise problem
         return packet
 
     # What collectives build on: they encode parts of an array, or many at once, and keep the same slots.
@@ -169,37 +185,14 @@ class ErrorFeedback:
         """
         array = (self._residuals if name == "residual" else self._velocities).get(key)
         self._paid.discard(key)  # for whoever asks may change it
-        if array is not None and tuple(array.shape) != tuple(shape):
-            raise ValueError(
-                f"ErrorFeedback: {_slot(key)} has shape {tuple(array.shape)}, "
-                f"the input {tuple(shape)}{'; give each tensor a key' if key is None else ''}"
-            )
+        if array is not None:
+            _check_shape(key, array, shape)
         return array
 
     def put(self, name: str, key: str | None, array: Any) -> None:
         """Makes ``array`` itself the "residual" or "velocity" of ``key``."""
         self._paid.discard(key)
         (self._residuals if name == "residual" else self._velocities)[key] = array
-
-    def _prepare(self, kind: Kind, residual: Any, key: str | None) -> None:
-        """What changes once nothing can be refused any more."""
-        self._residuals[key] = residual
-        self._paid.discard(key)
-        if self.momentum:
-            velocity = self._velocities.get(key)
-            if velocity is None:
-                self._velocities[key] = kind.zeros(residual, self._dtype)
-            else:
-                # v + u = (v + momentum * u) + x: so x itself is encoded, in its own dtype.
-                kind.add_scaled(residual, self.momentum, velocity)
-
-    def _finish(self, kind: Kind, x: Any, key: str | None, packet: Packet) -> None:
-        self._steps[key] = self._steps.get(key, 0) + 1
-        if self.momentum:
-            velocity = self._velocities[key]
-            kind.decay_and_add(velocity, self.momentum, x)
-            if self.masking:
-                kind.clear(velocity, packet.indices())
 
     def residual(self, key: str | None = None) -> Any:
         """Returns the residual itself, not a copy; None while the key is unknown."""
@@ -313,7 +306,7 @@ def reshard(states: Sequence[Mapping[str, Any]], rank: int, world: int) -> dict[
 def _add(total: Any, array: Any) -> None:
     if tuple(total.shape) != tuple(array.shape):
         raise ValueError(f"reshard: expected equal shapes, got {tuple(total.shape)} and {tuple(array.shape)}")
-    kind_of(total, "reshard").add_scaled(total, 1.0, array)
+    kind_of(total, "reshard").add(total, array)
 
 
 _PLURAL = {"residual": "residuals", "velocity": "velocities"}
@@ -335,6 +328,14 @@ def _refused_snapshot(what: str) -> ValueError:
 
 def _slot(key: str | None) -> str:
     return "the unnamed residual" if key is None else f"the residual of {key!r}"
+
+
+def _check_shape(key: str | None, held: Any, shape: Sequence[int]) -> None:
+    if held.shape != shape and tuple(held.shape) != tuple(shape):
+        remedy = "; give each tensor a key" if key is None else ""
+        raise ValueError(
+            f"ErrorFeedback: {_slot(key)} has shape {tuple(held.shape)}, the input {tuple(shape)}{remedy}"
+        )
 
 
 def _type_text(x: Any) -> str:

@@ -62,9 +62,15 @@ def _packet(payload: Tensor, text: str, shape: Sequence[int], dtype: torch.dtype
     return packet
 
 
+def _check_some(payloads: Sequence[Tensor]) -> None:
+    if not payloads:
+        raise ValueError("torch.ops.dance.reduce: expected a list of at least one payload, got an empty one")
+
+
 def _packets(
     payloads: Sequence[Tensor], text: str, shape: Sequence[int], dtype: torch.dtype, seeds: Sequence[int]
 ) -> list[Packet]:
+    _check_some(payloads)
     if seeds and len(seeds) != len(payloads):
         raise ValueError(
             f"torch.ops.dance.reduce: expected {len(payloads)} seeds, one a payload, got {len(seeds)}"
@@ -232,6 +238,7 @@ def _(
     seeds: Sequence[int] = (),
     mean: bool = False,
 ) -> Tensor:
+    _check_some(payloads)
     _codec(codec)
     return payloads[0].new_empty(shape, dtype=_DTYPES[_number(dtype)])
 
@@ -287,6 +294,7 @@ def _(
     seed: int = 0,
     nonfinite: str = "raise",
 ) -> Tensor:
+    _check_some(payloads)
     _codec(codec)
     num_bytes = _codec(again).layout(math.prod(shape), _number(dtype))[1]
     return payloads[0].new_empty(num_bytes, dtype=torch.uint8)

@@ -24,7 +24,8 @@ class Packet:
 
     ``seed``, ``round`` and ``sender`` go into the header; set ``round`` and ``sender`` before sending.
     Packets come from `dance.encode` and its siblings, `dance.reduce`, `from_bytes` and `from_parts`. On CUDA
-    the size of a packet of threshold or dgc is known when the kernel is done: whatever needs it waits.
+    the size of a packet of threshold or dgc is known when the kernel is done: whatever needs it waits. What
+    waits does so for the stream that the packet was encoded on, whichever is the current one.
     """
 
     __slots__ = (
@@ -36,6 +37,7 @@ class Packet:
         "_memory",
         "_report",
         "_spec",
+        "_stream",
         "codec",
         "numel",
         "round",
@@ -59,6 +61,7 @@ class Packet:
         self._memory = memory  # address, bytes, device, payload
         self._buffer: tuple[int, Any] | None = None  # bytes and array, where the payload is the head of it
         self._flags: Any = None  # on CUDA: what the kernel leaves for `_settle`
+        self._stream: Any = None  # on CUDA: where the encode may still be running
         self._report = False  # whether a non-finite input is an error
         self._bad = -1
 
@@ -85,9 +88,11 @@ class Packet:
         ValueError for a dense codec, FrameError where the payload is not what an encoder makes.
         """
         self._size()
-        address, num_bytes, device, payload, _ = self._memory
+        address, num_bytes, device, _, _ = self._memory
         found = np.empty(_native.num_values(self._spec, self.numel), np.int64)
-        host = None if device < 0 else self._kind.to_host(payload)
+        host = None if device < 0 else self._to_host()
+        if self.numel >= _native.PARALLEL_NUMEL:
+            _native.follow_torch()
         _native.indices(
             self._spec,
             self._dtype,
@@ -114,6 +119,21 @@ class Packet:
     def header(self) -> bytes:
         """Returns the 64 bytes that go in front of the payload, both checksums included; waits for a GPU."""
         self.check_finite()
+        return self._header(None if self._memory[2] < 0 else self._to_host())
+
+    def to_bytes(self) -> bytes:
+        """Returns header and payload as they go over the wire; waits for a GPU."""
+        header, payload = self._on_host()
+        return b"".join((header, payload.data))
+
+    def _on_host(self) -> tuple[bytes, NDArray[np.uint8]]:
+        """The two parts of `to_bytes`; the payload itself where it lies on the CPU."""
+        self.check_finite()
+        host = self._to_host()
+        return self._header(host), host
+
+    def _header(self, host: NDArray[np.uint8] | None) -> bytes:
+        """`header`, of an encode that is done; ``host`` is the payload where it does not lie on the CPU."""
         try:
             stamped = 0 <= index(self.round) < 1 << 32 and 0 <= index(self.sender) < 1 << 32
         except TypeError:
@@ -123,8 +143,7 @@ class Packet:
                 "packet: round and sender must be integers in [0, 2^32), "
                 f"got {self.round!r} and {self.sender!r}"
             )
-        address, num_bytes, device, payload, _ = self._memory
-        host = None if device < 0 else self._kind.to_host(payload)
+        address, num_bytes, _, _, _ = self._memory
         return _native.header_write(
             self._spec,
             self._dtype,
@@ -135,10 +154,6 @@ class Packet:
             address if host is None else _native.address(host),
             num_bytes,
         )
-
-    def to_bytes(self) -> bytes:
-        """Returns header and payload as they go over the wire; waits for a GPU."""
-        return b"".join((self.header(), self._kind.to_host(self.payload).data))
 
     @classmethod
     def from_bytes(cls, data: Any, expect: Expect | None = None) -> Packet:
@@ -176,6 +191,8 @@ class Packet:
             payload = np.frombuffer(payload, np.uint8) if len(payload) else np.empty(0, np.uint8)
         kind = kind_of(payload, "payload")
         memory = kind.payload(payload, "payload")
+        if fields.numel >= _native.PARALLEL_NUMEL:
+            _native.follow_torch()
         if memory[2] < 0:
             if memory[0] % 4:  # the kernels read 4-byte words
                 memory = kind.payload(kind.copy(payload), "payload")
@@ -212,7 +229,7 @@ class Packet:
             self._memory = (address, needed, device, kind.slice(buffer, needed), 0)
         self.codec, self.shape, self.numel, self._spec, self._kind = codec, shape, numel, spec, kind
         self.round = self.sender = 0
-        self._flags, self._report, self._bad = None, False, -1
+        self._flags, self._stream, self._report, self._bad = None, None, False, -1
 
     def _trim(self, count: int) -> None:
         """Ends the payload where so many values end; for codecs of varying size."""
@@ -228,11 +245,21 @@ class Packet:
 
     def _settle(self) -> None:
         """Takes over what a CUDA kernel left in its flags; waits for it."""
+        self._wait()
         bad, count = self._kind.read_flags(self._flags)
         self._flags = None
         self._bad = bad if self._report else -1
         if not self.codec.fixed_size:
             self._trim(count)
+
+    def _wait(self) -> None:
+        if self._stream is not None:
+            self._stream.synchronize()
+            self._stream = None
+
+    def _to_host(self) -> NDArray[np.uint8]:
+        self._wait()
+        return self._kind.to_host(self._memory[3])
 
     def __repr__(self) -> str:
         size = "" if self._flags is not None and not self.codec.fixed_size else f", nbytes={self.nbytes}"

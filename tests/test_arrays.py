@@ -272,3 +272,63 @@ def test_without_a_gpu_cuda_input_is_unavailable_with_the_remedy() -> None:
     ):
         with pytest.raises(dance.UnavailableError, match=r"CUDA.*move the (data|array) to the CPU"):
             call()
+
+
+def test_tensors_whose_storage_was_freed_are_refused() -> None:
+    """As FSDP leaves them of freed shards: with a size, but without memory, at whatever offset."""
+
+    def freed(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+        whole = torch.ones(100, dtype=dtype)
+        views = [whole[:90], whole[10:]]
+        whole.untyped_storage().resize_(0)
+        return views
+
+    good = torch.ones(90)
+    p = dance.encode(good, "none")
+    for x, state in zip(freed(), freed(), strict=True):
+        for call in (
+            lambda x=x: dance.encode(x, "int8"),
+            lambda state=state: dance.encode_feedback(good, state, "int8"),
+            lambda state=state: dance.encode_difference(good, state, "int8"),
+            lambda state=state: dance.decode(p, out=state),
+            lambda state=state: dance.decode(p, out=state, add=True),
+            lambda state=state: dance.reduce([p], out=state),
+            lambda state=state: dance.reduce([p], codec="int8", residual=state),
+            lambda x=x: dance.mix(good, x, good, 0.5),
+            lambda state=state: dance.mix(state, good, good, 0.5),
+        ):
+            with pytest.raises(ValueError, match="of 90 elements whose storage was freed; gather"):
+                call()
+    for payload in freed(torch.uint8):
+        with pytest.raises(ValueError, match=r"payload: .*storage was freed"):
+            dance.Packet.from_parts(p.header(), payload)
+    empty = torch.ones(0)
+    assert dance.decode(dance.encode(empty, "int8")).shape == (0,)
+
+
+def test_why_an_array_is_not_handed_out_is_said() -> None:
+    class Guarded(Foreign):
+        dtype = np.dtype(np.float32)
+
+        def __dlpack__(self, **options: Any) -> Any:
+            raise BufferError("it needs a gradient")
+
+    with pytest.raises(ValueError, match="int8: Guarded does not hand out its memory: it needs a gradient"):
+        dance.encode(Guarded(wave()), "int8")
+
+
+@pytest.mark.parametrize("wrap", [np.copy, torch.from_numpy, StandardArray, Foreign])
+def test_momentum_changes_the_states_of_every_library_in_place(wrap: Any) -> None:
+    feedback, expected = (dance.ErrorFeedback("topk:ratio=0.1", momentum=0.9) for _ in range(2))
+    for step in range(3):
+        p = feedback.encode(wrap(wave() + step))
+        assert p.to_bytes() == expected.encode(wave() + step).to_bytes()
+        if step == 0:
+            held = feedback.residual(), feedback.velocity()
+    assert held[0] is feedback.residual()
+    assert held[1] is feedback.velocity()
+    assert np.array_equal(np.from_dlpack(held[0]), expected.residual())
+    assert np.array_equal(np.from_dlpack(held[1]), expected.velocity())
+    scalar = dance.ErrorFeedback("topk:ratio=0.1", momentum=0.5)
+    for _ in range(2):
+        assert dance.decode(scalar.encode(np.array(1.0, np.float32))).shape == ()

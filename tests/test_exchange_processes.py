@@ -403,6 +403,7 @@ def _any_payload(rank: int) -> list[bool]:
     frozen = dance.Packet.from_bytes(packet.to_bytes(), expect=("int8", (NUMEL,), "float32"))
     KINDS[_OnDevice] = _DeviceKind(packet.payload)  # type: ignore[assignment]
     packet._memory = (*packet._memory[:3], _OnDevice(), 0)
+    packet._kind = KINDS[_OnDevice]
     for each in (packet, frozen):
         exchange.deliver([Message(source=0, target=1, kind="gossip", packet=each)], [])
     return []

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 import dance
 import dance.operators
@@ -199,3 +200,17 @@ assert torch.ops.dance.encode(torch.ones(300), "int8").numel() == 308
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_no_payloads_are_refused_alike_in_a_graph_and_outside() -> None:
+    def calls() -> None:
+        for call in (
+            lambda: OPS.reduce([], "int8", [4]),
+            lambda: OPS.reduce_encode([], "int8", [4], "int8"),
+        ):
+            with pytest.raises(ValueError, match="expected a list of at least one payload, got an empty one"):
+                call()
+
+    calls()
+    with FakeTensorMode():
+        calls()

@@ -15,6 +15,7 @@ from values import wave
 
 import dance
 from dance import codecs
+from dance.arrays.numpy import NumpyKind
 
 CODECS = [text for kind in codecs.CODECS for text in kind.examples]
 EXPECT = ("int8:block=32", (5, 14), "float32")
@@ -225,3 +226,81 @@ def test_derive_seed() -> None:
     ]
     assert len({seed, *(dance.derive_seed(*arguments) for arguments in others)}) == len(others) + 1
     assert seed == 0xF7ADD78B32F8A615  # frozen: runs would not repeat otherwise
+
+
+class _Late:
+    """The stream of an encode whose bytes are there when it has been waited for."""
+
+    def __init__(self, payload: np.ndarray) -> None:
+        self.payload, self.bytes = payload, payload.copy()
+        payload[:] = 0xEE
+
+    def synchronize(self) -> None:
+        self.payload[:] = self.bytes
+
+
+class _DeviceKind(NumpyKind):
+    """A device whose memory is that of the host."""
+
+    copies = 0
+
+    def to_host(self, payload: np.ndarray) -> np.ndarray:
+        self.copies += 1
+        return payload.copy()
+
+    def read_flags(self, flags: _Late) -> tuple[int, int]:
+        return int(flags.payload[0]), int(flags.payload[1])
+
+
+def _on_device(codec: str, flags: tuple[int, int] | None = None) -> dance.Packet:
+    p = dance.encode(wave(), codec)
+    p._memory, p._kind = (p._memory[0], p._memory[1], 0, p._memory[3], 0), _DeviceKind()
+    p._stream = _Late(p._memory[3])
+    if flags is not None:
+        p._report, p._flags = True, _Late(np.array(flags))
+        payload = p._stream
+
+        class Both:
+            @staticmethod
+            def synchronize() -> None:
+                payload.synchronize()
+                p._flags.synchronize()
+
+        p._stream = Both
+    return p
+
+
+def test_what_waits_for_an_encode_waits_for_its_stream_and_copies_once() -> None:
+    for codec in ("int8", "topk:ratio=0.1"):
+        expected = dance.encode(wave(), codec)
+        p = _on_device(codec)
+        assert p.to_bytes() == expected.to_bytes()
+        assert p._kind.copies == 1  # type: ignore[attr-defined]
+        assert _on_device(codec).header() == expected.header()
+    assert np.array_equal(_on_device("topk:ratio=0.1").indices(), expected.indices())
+    with pytest.raises(dance.NonFiniteError, match="element 3"):
+        _on_device("int8", (3, 0)).check_finite()
+    threshold = dance.encode(wave(), "threshold:value=0.5")
+    late = _on_device("threshold:value=0.5", (-1, threshold.indices().size))
+    assert late.nbytes == threshold.nbytes
+    assert late.to_bytes() == threshold.to_bytes()
+
+
+def test_a_packet_in_the_memory_of_an_array_is_not_written_over_it() -> None:
+    for codec in ("none", "topk:ratio=0.3", "int8:block=32"):
+        x = wave()
+        p = dance.encode(x, codec)
+        room = np.zeros(max(p.nbytes, 4 * x.size + 64) // 4, np.float32)
+        payload = room.view(np.uint8)[: p.nbytes - 64]
+        payload[:] = p.payload
+        q = dance.Packet.from_parts(p.header(), payload)
+        before, array = room.copy(), room[: x.size]
+        for call in (
+            lambda q=q, array=array: dance.decode(q, out=array),
+            lambda q=q, array=array: dance.decode(q, out=array, add=True),
+            lambda q=q, array=array, codec=codec: dance.encode(array, codec, out=q),
+            lambda q=q, array=array, codec=codec: dance.encode_feedback(wave(), array, codec, out=q),
+        ):
+            with pytest.raises(ValueError, match=r"shares memory with the .*pass another out"):
+                call()
+        assert np.array_equal(room, before)

@@ -24,10 +24,11 @@ class CupyKind:
     def read(self, x: Any, who: str) -> Memory:
         check_cuda(who)
         x = self._view(x)
-        if x.dtype == NP_FLOAT64:
-            x = x.astype(NP_FLOAT32)
-        dtype = FLOAT32 if x.dtype == NP_FLOAT32 else number_of(x.dtype, who)
-        x = self._cupy.ascontiguousarray(x)
+        with x.device:
+            if x.dtype == NP_FLOAT64:
+                x = x.astype(NP_FLOAT32)
+            dtype = FLOAT32 if x.dtype == NP_FLOAT32 else number_of(x.dtype, who)
+            x = self._cupy.ascontiguousarray(x)
         return int(x.data.ptr), int(x.size), int(x.device.id), x, dtype
 
     def write(self, x: Any, who: str) -> Memory:
@@ -64,21 +65,36 @@ class CupyKind:
             return self._cupy.zeros(tuple(x.shape), dtype=numpy_dtype(number))
 
     def copy(self, x: Any) -> Any:
-        return self._cupy.array(self._view(x), order="C")
+        x = self._view(x)
+        with x.device:
+            return self._cupy.array(x, order="C")
 
-    def add_scaled(self, y: Any, factor: float, x: Any) -> None:
+    def assign(self, y: Any, x: Any) -> None:
         y = self._view(y)
-        y += np.float32(factor) * self._view(x)
-        saturate(self._cupy, y)
+        with y.device:
+            y[...] = self._view(x)
 
-    def decay_and_add(self, y: Any, factor: float, x: Any) -> None:
-        y, x = self._view(y), self._view(x).astype(np.float32, copy=False)
-        y *= np.float32(factor)
-        y += self._cupy.where(self._cupy.isfinite(x), x, np.float32(0.0))
-        saturate(self._cupy, y)
+    def add(self, y: Any, x: Any) -> None:
+        y = self._view(y)
+        with y.device:
+            y += self._view(x)
+            saturate(self._cupy, y)
+
+    def corrected(self, residual: Any, velocity: Any, factor: float, x: Any) -> tuple[Any, Any]:
+        residual, velocity, x = self._view(residual), self._view(velocity), self._view(x)
+        with residual.device:
+            moved = np.float32(factor) * velocity
+            state = residual + moved
+            x = x.astype(np.float32, copy=False)
+            moved += self._cupy.where(self._cupy.isfinite(x), x, np.float32(0.0))
+            saturate(self._cupy, state)
+            saturate(self._cupy, moved)
+        return state, moved
 
     def clear(self, y: Any, indices: Any) -> None:
-        self._view(y).reshape(-1)[self._cupy.asarray(indices)] = 0.0
+        y = self._view(y)
+        with y.device:
+            y.reshape(-1)[self._cupy.asarray(indices)] = 0.0
 
     def result(self, owner: Any) -> Any:
         return owner
@@ -87,8 +103,9 @@ class CupyKind:
         host: np.ndarray[Any, np.dtype[np.uint8]] = self._cupy.asnumpy(payload)
         return host
 
-    def stream(self, device: int) -> int:
-        return int(self._cupy.cuda.get_current_stream(device).ptr)
+    def stream(self, device: int) -> tuple[Any, int]:
+        stream = self._cupy.cuda.get_current_stream(device)
+        return stream, int(stream.ptr)
 
     def new_flags(self, device: int) -> tuple[Any, int]:
         with self._cupy.cuda.Device(device):

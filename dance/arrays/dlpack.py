@@ -10,6 +10,8 @@ from dance.arrays.kind import Memory
 from dance.arrays.numpy import NumpyKind
 from dance.arrays.refusal import check_cuda, refused_device, refused_dtype
 
+_READABLE = ("float16", "float32", "float64")
+
 
 class DlpackKind(NumpyKind):
     """CPU arrays that speak DLPack: worked on as NumPy views, handed back through their own namespace."""
@@ -25,8 +27,11 @@ class DlpackKind(NumpyKind):
             raise refused_device(who, f"of DLPack type {device_type}")
         try:
             return np.from_dlpack(x)
-        except (RuntimeError, BufferError):  # NumPy knows no bfloat16
-            raise refused_dtype(who, getattr(x, "dtype", "another dtype")) from None
+        except (RuntimeError, BufferError) as error:
+            dtype = str(getattr(x, "dtype", "another dtype"))
+            if dtype.rpartition(".")[2] in _READABLE:
+                raise ValueError(f"{who}: {type(x).__name__} does not hand out its memory: {error}") from None
+            raise refused_dtype(who, dtype) from None  # NumPy knows no bfloat16
 
     def read(self, x: Any, who: str) -> Memory:
         return super().read(self._view(x, who), who)
@@ -43,11 +48,15 @@ class DlpackKind(NumpyKind):
     def copy(self, x: Any) -> Any:
         return self.result(np.array(self._view(x, "copy")))
 
-    def add_scaled(self, y: Any, factor: float, x: Any) -> None:
-        super().add_scaled(self._view(y, "residual"), factor, self._view(x, "velocity"))
+    def assign(self, y: Any, x: Any) -> None:
+        super().assign(self._view(y, "state"), self._view(x, "state"))
 
-    def decay_and_add(self, y: Any, factor: float, x: Any) -> None:
-        super().decay_and_add(self._view(y, "velocity"), factor, self._view(x, "input"))
+    def add(self, y: Any, x: Any) -> None:
+        super().add(self._view(y, "state"), self._view(x, "state"))
+
+    def corrected(self, residual: Any, velocity: Any, factor: float, x: Any) -> tuple[Any, Any]:
+        residual, velocity = self._view(residual, "residual"), self._view(velocity, "velocity")
+        return super().corrected(residual, velocity, factor, self._view(x, "input"))
 
     def clear(self, y: Any, indices: Any) -> None:
         super().clear(self._view(y, "velocity"), indices)

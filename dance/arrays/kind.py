@@ -47,11 +47,16 @@ class Kind(Protocol):
     def copy(self, x: Any) -> Any:
         """A copy of ``x`` in the same place."""
 
-    def add_scaled(self, y: Any, factor: float, x: Any) -> None:
-        """y += factor * x, in place; all finite, and y saturates at its largest finite value."""
+    def assign(self, y: Any, x: Any) -> None:
+        """y = x, in place; both of one shape and dtype. Asks for no memory."""
 
-    def decay_and_add(self, y: Any, factor: float, x: Any) -> None:
-        """y = factor * y + x, in place, saturating as well; what is not finite in x counts as 0."""
+    def add(self, y: Any, x: Any) -> None:
+        """y += x, in place; all finite, and y saturates at its largest finite value."""
+
+    def corrected(self, residual: Any, velocity: Any, factor: float, x: Any) -> tuple[Any, Any]:
+        """Fresh residual + factor * velocity and factor * velocity + x, saturating as well; the two given are
+        finite and float32, what is not finite in x counts as 0.
+        """
 
     def clear(self, y: Any, indices: Any) -> None:
         """Sets the elements at ``indices`` (int64 of NumPy) of the flattened array to 0, in place."""
@@ -60,16 +65,18 @@ class Kind(Protocol):
         """What the user gets for the owner of `new_output`."""
 
     def to_host(self, payload: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """The bytes of a payload as a NumPy array; waits for a GPU."""
+        """The bytes of a payload as a NumPy array; of a GPU, copied on the current stream and waited for."""
 
-    def stream(self, device: int) -> int:
-        """The caller's current stream on this device; 0 on the CPU."""
+    def stream(self, device: int) -> tuple[Any, int]:
+        """The caller's current stream on a CUDA device, which has ``synchronize()``, and its address."""
 
     def new_flags(self, device: int) -> tuple[Any, int]:
         """Fresh device memory of two int64 that hold `NO_INDEX`, and its address."""
 
     def read_flags(self, flags: Any) -> tuple[int, int]:
-        """What a kernel left in flags: the first non-finite index or -1, and the number of values; waits."""
+        """What a kernel left in flags: the first non-finite index or -1, and the number of values; read
+        on the current stream, and waits for it.
+        """
 
 
 def from_flags(values: list[int]) -> tuple[int, int]:

@@ -95,17 +95,24 @@ class NumpyKind:
     def copy(self, x: Any) -> Any:
         return np.array(x, order="C")
 
-    def add_scaled(self, y: Any, factor: float, x: Any) -> None:
+    def assign(self, y: Any, x: Any) -> None:
+        y[...] = x
+
+    def add(self, y: Any, x: Any) -> None:
         with np.errstate(over="ignore"):
-            y += np.float32(factor) * x
+            y += x
         saturate(np, y)
 
-    def decay_and_add(self, y: Any, factor: float, x: Any) -> None:
+    def corrected(self, residual: Any, velocity: Any, factor: float, x: Any) -> tuple[Any, Any]:
+        state, moved = np.empty_like(residual), np.empty_like(velocity)  # of no dimensions, too
         with np.errstate(over="ignore"):
+            np.multiply(velocity, np.float32(factor), out=moved)
+            np.add(residual, moved, out=state)
             x = x.astype(np.float32, copy=False)
-            y *= np.float32(factor)
-            y += np.where(np.isfinite(x), x, np.float32(0.0))
-        saturate(np, y)
+            moved += np.where(np.isfinite(x), x, np.float32(0.0))
+        saturate(np, state)
+        saturate(np, moved)
+        return state, moved
 
     def clear(self, y: Any, indices: Any) -> None:
         y.reshape(-1)[indices] = 0.0
@@ -117,8 +124,8 @@ class NumpyKind:
         host: np.ndarray[Any, np.dtype[np.uint8]] = payload
         return host
 
-    def stream(self, device: int) -> int:
-        return 0
+    def stream(self, device: int) -> tuple[Any, int]:
+        raise AssertionError("only CUDA devices have streams")
 
     def new_flags(self, device: int) -> tuple[Any, int]:
         raise AssertionError("only CUDA encodes leave flags")

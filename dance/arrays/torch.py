@@ -9,6 +9,17 @@ import numpy as np
 from dance.arrays.kind import CPU, FLOAT32, LARGEST, NO_INDEX, Memory, from_flags
 from dance.arrays.refusal import check_cuda, refused_device, refused_dtype, refused_layout, refused_payload
 
+# An address below this may be an offset in a storage without memory, as FSDP leaves them of freed shards.
+_OFFSETS = 1 << 40
+
+
+def _check_memory(x: Any, who: str) -> None:
+    if (x.is_cpu or x.is_cuda) and x.numel() and x.untyped_storage().data_ptr() == 0:
+        raise ValueError(
+            f"{who}: expected a tensor with memory, got one of {x.numel()} elements whose storage was freed; "
+            "gather or allocate it first"
+        )
+
 
 class TorchKind:
     """torch tensors on the CPU or a CUDA GPU, gradients ignored."""
@@ -37,19 +48,28 @@ class TorchKind:
             raise ValueError(f"{who}: expected a dense tensor, got layout {x.layout}; call to_dense first")
         if not x.is_contiguous() or x.is_neg():  # a lazily negated view has the bits of its base
             x = x.detach().resolve_neg().contiguous()
-        return x.data_ptr(), x.numel(), CPU if x.is_cpu else self._ordinal(x, who), x, dtype
+        address = x.data_ptr()
+        if address < _OFFSETS:
+            _check_memory(x, who)
+        return address, x.numel(), CPU if x.is_cpu else self._ordinal(x, who), x, dtype
 
     def write(self, x: Any, who: str) -> Memory:
         dtype = FLOAT32 if x.dtype is self._float32 else self._dtype(x.dtype, who)
         if x.layout is not self._torch.strided or not x.is_contiguous() or x.is_neg():
             raise refused_layout(who, x)
-        return x.data_ptr(), x.numel(), CPU if x.is_cpu else self._ordinal(x, who), x, dtype
+        address = x.data_ptr()
+        if address < _OFFSETS:
+            _check_memory(x, who)
+        return address, x.numel(), CPU if x.is_cpu else self._ordinal(x, who), x, dtype
 
     def payload(self, payload: Any, who: str) -> Memory:
         if payload.dtype is not self._uint8 or not payload.is_contiguous():
             raise refused_payload(who, payload)
         device = CPU if payload.is_cpu else self._ordinal(payload, who)
-        return payload.data_ptr(), payload.numel(), device, payload, 0
+        address = payload.data_ptr()
+        if address < _OFFSETS:
+            _check_memory(payload, who)
+        return address, payload.numel(), device, payload, 0
 
     def _ordinal(self, x: Any, who: str) -> int:
         if not x.is_cuda:
@@ -78,14 +98,21 @@ class TorchKind:
     def copy(self, x: Any) -> Any:
         return x.detach().clone(memory_format=self._torch.contiguous_format)
 
-    def add_scaled(self, y: Any, factor: float, x: Any) -> None:
-        y.add_(x * factor)  # not alpha=factor, which may fuse: NumPy would give other bits
+    def assign(self, y: Any, x: Any) -> None:
+        y.copy_(x)
+
+    def add(self, y: Any, x: Any) -> None:
+        y.add_(x)
         self._saturate(y)
 
-    def decay_and_add(self, y: Any, factor: float, x: Any) -> None:
-        x = x.detach().to(y.dtype)
-        y.mul_(factor).add_(self._torch.where(x.isfinite(), x, 0.0))
-        self._saturate(y)
+    def corrected(self, residual: Any, velocity: Any, factor: float, x: Any) -> tuple[Any, Any]:
+        moved = velocity * factor
+        state = residual + moved  # not alpha=factor, which may fuse: NumPy would give other bits
+        x = x.detach().to(moved.dtype)
+        moved.add_(self._torch.where(x.isfinite(), x, 0.0))
+        self._saturate(state)
+        self._saturate(moved)
+        return state, moved
 
     def _saturate(self, y: Any) -> None:
         largest = LARGEST[self._dtypes.index(y.dtype)]
@@ -101,8 +128,9 @@ class TorchKind:
         host: np.ndarray[Any, np.dtype[np.uint8]] = payload.cpu().numpy()
         return host
 
-    def stream(self, device: int) -> int:
-        return 0 if device < 0 else int(self._torch.cuda.current_stream(device).cuda_stream)
+    def stream(self, device: int) -> tuple[Any, int]:
+        stream = self._torch.cuda.current_stream(device)
+        return stream, int(stream.cuda_stream)
 
     def new_flags(self, device: int) -> tuple[Any, int]:
         flags = self._torch.full((2,), NO_INDEX, dtype=self._torch.int64, device=self._device(device))

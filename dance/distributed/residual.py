@@ -49,8 +49,9 @@ class Residual:
         """To be called before ``x`` is encoded: momentum correction (Lin et al. 2018)."""
         if self.momentum:
             kind = kind_of(self.values, "residual")
-            kind.add_scaled(self.values, self.momentum, self._velocity)
-            kind.decay_and_add(self._velocity, self.momentum, x)
+            values, velocity = kind.corrected(self.values, self._velocity, self.momentum, x)
+            kind.assign(self.values, values)
+            kind.assign(self._velocity, velocity)
 
     def after(self, span: Span, sent: Packet | None) -> None:
         """To be called when ``span`` was encoded, to mask momentum; ``sent`` is what a sparse codec sent of

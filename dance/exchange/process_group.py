@@ -20,7 +20,6 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as dist
 
-from dance.arrays import kind_of
 from dance.codecs import HEADER_NBYTES
 from dance.errors import FrameError, PeerError
 from dance.exchange.message import CONTROL, Expected, Message, check_boxes, check_source
@@ -142,8 +141,8 @@ class ProcessGroupExchange:
     def _parts(self, message: Message) -> tuple[torch.Tensor, torch.Tensor]:
         packet = message.packet
         packet.sender = message.source
-        header = torch.frombuffer(bytearray(packet.header()), dtype=torch.uint8)
-        payload = kind_of(packet.payload, "payload").to_host(packet.payload)  # gloo sends from the host
+        stamp, payload = packet._on_host()  # gloo sends from the host
+        header = torch.frombuffer(bytearray(stamp), dtype=torch.uint8)
         if not payload.flags.writeable:  # torch takes no read-only memory
             payload = payload.copy()
         return header, torch.from_numpy(payload)
