@@ -14,10 +14,17 @@ DANCE_HD float half_to_float(uint32_t half) {
   return static_cast<int32_t>(half & 0x7fffu) < 0x7c00 ? Binary16::to_float(half) : bits_float(special);
 }
 
+// Magnitudes from here on, as bits, are rounded to infinity, or are not finite.
+constexpr uint32_t kBfloatOverflow = 0x7f7f8000u;
+// Of magnitudes below that.
+DANCE_HD uint32_t float_to_bfloat_below(float value) {
+  const uint32_t bits = float_bits(value);
+  return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+}
+
 // Of finite values.
 DANCE_HD uint32_t float_to_bfloat(float value) {
-  const uint32_t bits = float_bits(value), rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  // What is finite is rounded to infinity at most.
+  const uint32_t rounded = float_to_bfloat_below(value);
   return rounded - ((rounded & 0x7fffu) == 0x7f80u ? 1u : 0u);
 }
 

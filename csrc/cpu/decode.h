@@ -81,13 +81,12 @@ inline void decode_group(const DecodeJob& job, uint64_t b, uint32_t num, float* 
     for (uint32_t i = 0; i < num; ++i) {
       const auto* codes = load_codes<Codec>(job, b + i, unpacked, n);
       if constexpr (sends_halves<Codec>) {
-        alignas(64) float values[kChunk];
-        load_as<Dtype::float16>(codes, 0, values, n);
-        for (uint32_t e = 0; e < (Fixed ? Fixed : n); ++e) {
-          float* to = out + i * n + e;
-          *to = accumulate<add>(add ? *to : 0.0f, job.weight, values[e]);
+        alignas(64) float values[add ? kChunk : 1];
+        float* to = out + i * n;
+        if (widen_halves(codes, add ? values : to, n, job.weight)) {
+          for (uint32_t e = 0; add && e < n; ++e) to[e] = add_finite(to[e], values[e]);
+          continue;
         }
-        continue;
       }
       decode_codes<Codec, add, Fixed>(codes, scale_of<Codec>(job, b + i), job.weight, out + i * n, n);
     }

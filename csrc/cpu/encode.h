@@ -82,21 +82,23 @@ inline uint32_t encode_plain(const float* __restrict x, float* __restrict state,
   return largest;
 }
 
-// The same for codes that are float16 numbers, in passes over L1, so that instructions can convert them.
+// Codes of 16 bits of v = x; false where they are to be written anew: by encode_plain, which also knows where v is not
+// finite.
+template <class Codec>
+inline bool encode_finite(const float* x, uint8_t* codes, uint32_t n) {
+  auto* to = reinterpret_cast<uint16_t*>(codes);
+  return Codec::id == Fp16::id ? narrow_halves(x, to, n) : narrow_bfloats(x, to, n);
+}
+
+// encode_plain with a state and for codes that are float16 numbers, in passes over L1, so that instructions can convert
+// them.
 template <Operation op>
 inline uint32_t encode_halves(const float* __restrict x, float* __restrict state, float* __restrict v,
                               uint8_t* __restrict codes, uint32_t n) {
   alignas(64) float decoded[kChunk];
-  auto* out = reinterpret_cast<uint16_t*>(codes);
-  const float* whole = x;
-  if (op != Operation::encode) {
-    for (uint32_t i = 0; i < n; ++i) decoded[i] = value_at<op>(x, state, i);
-    whole = decoded;
-  }
-  if (!all_finite(whole, n)) return encode_plain<Fp16, op, 0>(x, state, v, codes, n);
-  narrow_halves(whole, out, n);
-  if (op == Operation::encode) return 0;
-  widen_halves(out, decoded, n);
+  for (uint32_t i = 0; i < n; ++i) decoded[i] = value_at<op>(x, state, i);
+  if (!encode_finite<Fp16>(decoded, codes, n)) return encode_plain<Fp16, op, 0>(x, state, v, codes, n);
+  widen_halves(reinterpret_cast<const uint16_t*>(codes), decoded, n, 1.0f);
   for (uint32_t i = 0; i < n; ++i) state[i] = next_state<op>(state[i], value_at<op>(x, state, i), decoded[i]);
   return 0;
 }
@@ -247,9 +249,10 @@ int64_t encode_blocks(const EncodeJob& job, uint64_t first, uint64_t last) {
         uint8_t* codes = job.codes + codes_offset<Codec>(b + i, job.block, job.bits);
         const uint32_t from = i * fixed;
         uint32_t largest;
-        if constexpr (sends_halves<Codec>) {
+        if constexpr (op != Operation::encode && sends_halves<Codec>) {
           largest = encode_halves<op>(x + from, state + from, scratch.v, codes, n);
         } else {
+          if (op == Operation::encode && Codec::bits == 16 && encode_finite<Codec>(x + from, codes, n)) continue;
           largest = grouped ? encode_plain<Codec, op, fixed>(x + from, state + from, scratch.v, codes, fixed)
                             : encode_plain<Codec, op, 0>(x, state, scratch.v, codes, n);
         }
