@@ -38,9 +38,10 @@ payload_check = _core.payload_check
 crc32c = _core.crc32c
 version = _core.version
 
-# Fewer elements (of a reduce: times packets) are one thread's work whatever the number of threads is. The
-# least that two share are blocks of a sparse codec with half of kValueGrain values (csrc/cpu/parallel.h).
-PARALLEL_NUMEL = 1 << 13
+# Fewer elements (of a reduce: times packets) are one thread's work whatever the number of threads is. What
+# two threads share is more than half of kGrain (in a reduce, where pieces are as large), and of a sparse
+# codec blocks with more than half of kValueGrain values (csrc/cpu/parallel.h).
+PARALLEL_NUMEL, PARALLEL_SPARSE_NUMEL = 1 << 17, 1 << 13
 
 _MAX_THREADS = 256  # csrc/cpu/parallel.h: kMaxThreads
 _follows_torch = True

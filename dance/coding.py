@@ -96,7 +96,8 @@ def _encode(
     else:
         if not isinstance(out, Packet):
             raise _refused_out(c.name, out)
-        out._reuse(c, tuple(x.shape), (kind, numel, device), layout)
+        shape = x.shape
+        out._reuse(c, out.shape if shape == out.shape else tuple(shape), (kind, numel, device), layout)
         payload_address = out._memory[0]
     out.seed = seed
     out._dtype = dtype
@@ -106,7 +107,7 @@ def _encode(
     if device >= 0:
         _launch(operation, out, (address, dtype, state_address, state_dtype), nonfinite == "raise")
         return out
-    if numel >= _native.PARALLEL_NUMEL:
+    if numel >= c.parallel_numel:
         _native.follow_torch()
     bad, count = _native.encode(
         spec,
@@ -212,7 +213,7 @@ def decode(p: Packet, *, out: Any = None, add: bool = False, weight: float = 1.0
         _, stream = kind.stream(device)
         scratch_nbytes = _native.cuda_scratch_nbytes(p._spec, p._dtype, p.numel)
         scratch, scratch_address = _scratch(kind, scratch_nbytes, device)
-    elif p.numel >= _native.PARALLEL_NUMEL:
+    elif p.numel >= p.codec.parallel_numel:
         _native.follow_torch()
     _native.decode(
         p._spec,
@@ -264,12 +265,15 @@ def reduce(
     weight = float(np.float32(1.0 / len(packets))) if mean else 1.0
     stream = kind.stream(device) if device >= 0 else (None, 0)
     task = _native.Reduction(numel, weight, device, stream[1])
+    least = _native.PARALLEL_NUMEL if codec is None else _native.PARALLEL_SPARSE_NUMEL
     for k, p in enumerate(packets):
         p._size()
+        if p.codec.parallel_numel < least:
+            least = p.codec.parallel_numel
         address, num_bytes, _, _, _ = p._memory
         _check_same(f"packet {k}", (address, p.numel, p._memory[2], None, 0), numel, device)
         task.add(p._spec, p._dtype, p.seed, address, num_bytes, p.numel)
-    if device < 0 and numel * len(packets) >= _native.PARALLEL_NUMEL:
+    if device < 0 and numel * len(packets) >= least:
         _native.follow_torch()
     if codec is not None:
         packet = _reduce_encode(task, packets, codec, residual, (seed, nonfinite, out))

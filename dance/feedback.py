@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dance.arrays import kind_of
+from dance.arrays import Kind, kind_of
 from dance.codecs import DTYPES, SPARSE, Codec, Like, codec, dtype_number
 from dance.coding import encode_feedback_as
 from dance.errors import NonFiniteError
@@ -108,40 +108,29 @@ class ErrorFeedback:
                 f"ErrorFeedback: {_slot(key)} is a {_type_text(residual)}, the input a {_type_text(x)}; "
                 "pass arrays of the library that the key was first seen in"
             )
-        else:
+        elif residual.shape != x.shape:
             _check_shape(key, residual, x.shape)
         c = self.codec_of(key)
         step = self._steps.get(key, 0)
         if seed is None:
             seed = derive_seed(0, step, 0, key or "", "feedback") if c.stochastic else 0
-        velocity = state = moved = None
+        correction = None
         if self.momentum:
             velocity = self._velocities.get(key)
             if velocity is None:
                 velocity = kind.zeros(residual, self._dtype)
-
-        def corrected() -> Any:
-            # v + u = (v + momentum * u) + x: so x itself is encoded, in its own dtype.
-            nonlocal state, moved
-            state, moved = kind.corrected(residual, velocity, self.momentum, x)
-            return state
-
+            correction = _Correction(kind, residual, velocity, self.momentum, x)
         problem = None
         try:
-            options = (seed, nonfinite, out)
-            packet = encode_feedback_as(x, residual, c, options, corrected if self.momentum else None)
+            packet = encode_feedback_as(x, residual, c, (seed, nonfinite, out), correction)
         except NonFiniteError as error:  # everything else has been encoded
             problem, packet = error, error.packet
-        if self.momentum:
-            if self.masking:
-                kind.clear(moved, packet.indices())
-            # From here on no memory is asked for.
-            kind.assign(residual, state)
-            kind.assign(velocity, moved)
-            self._velocities[key] = velocity
+        if correction is not None:
+            correction.keep(packet.indices() if self.masking else None)
+            self._velocities[key] = correction.velocity
         self._residuals[key] = residual
         self._paid.discard(key)
-        self.count(key)
+        self._steps[key] = step + 1
         if problem is not None:
             raise problem
         return packet
@@ -264,6 +253,30 @@ class ErrorFeedback:
         return copies
 
 
+class _Correction:
+    """The momentum correction of one encode, in fresh memory until all that may fail is done."""
+
+    def __init__(self, kind: Kind, residual: Any, velocity: Any, momentum: float, x: Any) -> None:
+        self._kind = kind
+        self._residual = residual
+        self.velocity = velocity
+        self._of = momentum, x
+
+    def __call__(self) -> Any:
+        """What is encoded in the place of the residual."""
+        # v + u = (v + momentum * u) + x: so x itself is encoded, in its own dtype.
+        self._state, self._moved = self._kind.corrected(self._residual, self.velocity, *self._of)
+        return self._state
+
+    def keep(self, sent: Any) -> None:
+        """Changes residual and velocity; ``sent`` are the indices to mask."""
+        if sent is not None:
+            self._kind.clear(self._moved, sent)
+        # From here on no memory is asked for.
+        self._kind.assign(self._residual, self._state)
+        self._kind.assign(self.velocity, self._moved)
+
+
 def reshard(states: Sequence[Mapping[str, Any]], rank: int, world: int) -> dict[str, Any]:
     """Returns the snapshot that ``rank`` of ``world`` ranks loads in place of those of all former ranks.
 
@@ -331,7 +344,7 @@ def _slot(key: str | None) -> str:
 
 
 def _check_shape(key: str | None, held: Any, shape: Sequence[int]) -> None:
-    if held.shape != shape and tuple(held.shape) != tuple(shape):
+    if tuple(held.shape) != tuple(shape):
         remedy = "; give each tensor a key" if key is None else ""
         raise ValueError(
             f"ErrorFeedback: {_slot(key)} has shape {tuple(held.shape)}, the input {tuple(shape)}{remedy}"

@@ -91,7 +91,7 @@ class Packet:
         address, num_bytes, device, _, _ = self._memory
         found = np.empty(_native.num_values(self._spec, self.numel), np.int64)
         host = None if device < 0 else self._to_host()
-        if self.numel >= _native.PARALLEL_NUMEL:
+        if self.numel >= self.codec.parallel_numel:
             _native.follow_torch()
         _native.indices(
             self._spec,
@@ -191,7 +191,7 @@ class Packet:
             payload = np.frombuffer(payload, np.uint8) if len(payload) else np.empty(0, np.uint8)
         kind = kind_of(payload, "payload")
         memory = kind.payload(payload, "payload")
-        if fields.numel >= _native.PARALLEL_NUMEL:
+        if fields.numel >= codec.parallel_numel:
             _native.follow_torch()
         if memory[2] < 0:
             if memory[0] % 4:  # the kernels read 4-byte words
@@ -210,7 +210,7 @@ class Packet:
     ) -> None:
         """Makes this the packet of another array in the same place whose payload finds room here."""
         kind, numel, device = place
-        if type(kind) is not type(self._kind):
+        if kind is not self._kind and type(kind) is not type(self._kind):
             raise ValueError(
                 "out: its payload is of another library than the input; use a packet of the same"
             )
@@ -258,7 +258,8 @@ class Packet:
             self._stream = None
 
     def _to_host(self) -> NDArray[np.uint8]:
-        self._wait()
+        if self._stream is not None:
+            self._wait()
         return self._kind.to_host(self._memory[3])
 
     def __repr__(self) -> str:

@@ -200,26 +200,26 @@ def test_whatever_may_use_several_threads_follows_torch() -> None:
 import numpy as np, torch
 import dance
 from dance import _native, codecs
-x = np.random.default_rng(0).standard_normal(_native.PARALLEL_NUMEL).astype(np.float32)
-p, sparse = dance.encode(x, "int8"), dance.encode(x, "topk")
-quarter = [dance.encode(x[: x.size // 4], "int8")] * 4
-data, out = p.to_bytes(), x.copy()
-calls = [
-    lambda: dance.encode(x, "int8"),
-    lambda: dance.decode(p, out=out),
-    lambda: dance.reduce([p]),
-    lambda: dance.reduce(quarter),
-    lambda: dance.reduce(quarter, codec="int8"),
-    lambda: dance.mix(out, x, x, 0.5),
-    lambda: dance.Packet.from_bytes(data),
-    sparse.indices,
-]
+calls = []
+for codec, numel in (("int8", _native.PARALLEL_NUMEL), ("topk", _native.PARALLEL_SPARSE_NUMEL)):
+    x = np.random.default_rng(0).standard_normal(numel).astype(np.float32)
+    p, quarter = dance.encode(x, codec), [dance.encode(x[: numel // 4], codec)] * 4
+    calls += [
+        lambda x=x, codec=codec: dance.encode(x, codec),
+        lambda x=x, p=p: dance.decode(p, out=x),
+        lambda p=p: dance.reduce([p]),
+        lambda quarter=quarter: dance.reduce(quarter),
+        lambda quarter=quarter: dance.reduce(quarter, codec="topk"),
+        lambda data=p.to_bytes(): dance.Packet.from_bytes(data),
+    ]
+x = np.zeros(_native.PARALLEL_NUMEL, np.float32)
+calls += [p.indices, lambda: dance.mix(x, x + 1, x + 2, 0.5)]
 for number, call in enumerate(calls, 2):
     torch.set_num_threads(number)
     call()
     print(_native._core.get_num_threads(), end=" ")
 """
-    assert run(code) == "2 3 4 5 6 7 8 9"
+    assert run(code) == " ".join(map(str, range(2, 16)))
 
 
 def test_fewer_elements_than_that_are_the_work_of_one_thread() -> None:
@@ -230,21 +230,24 @@ import dance
 from dance import _native, codecs
 dance.set_num_threads(2)
 threads = lambda: len(os.listdir("/proc/self/task"))
-before, numel = threads(), _native.PARALLEL_NUMEL - 1
-x = np.random.default_rng(0).standard_normal(numel).astype(np.float32)
+before, numel = threads(), _native.PARALLEL_SPARSE_NUMEL - 1
+array = np.random.default_rng(0).standard_normal(_native.PARALLEL_NUMEL - 1).astype(np.float32)
 examples = [example for kind in dance.codecs.CODECS for example in kind.examples]
 for ratio in (0.01, 0.5, 1.0):
     for scope in (64, numel // 2, numel - 1):
         examples += [f"{name}:ratio={ratio},scope=block,block={scope}" for name in ("topk", "randk")]
 for text in examples:
+    x = array[: dance.codec(text).parallel_numel - 1]
     p, state = dance.encode(x, text), x.copy()
     dance.encode_feedback(x, state, text)
     dance.decode(dance.Packet.from_bytes(p.to_bytes()), out=state, add=True)
     if dance.codec(text).name in ("topk", "randk"):
         p.indices()
-part = x[: numel // 256].copy()
-dance.reduce([dance.encode(part, "int8")] * 256, codec="int8")
-dance.mix(state, x, x, 0.5)
+for num_packets in (2, 3, 8, 31, 32, 100):
+    packets = [dance.encode(array[: array.size // num_packets], "int8")] * num_packets
+    dance.reduce(packets)
+    dance.reduce(packets, codec="int8")
+dance.mix(array, array + 1, array + 2, 0.5)
 alone = before == threads()
 dance.decode(dance.encode(np.zeros(1 << 20, np.float32), "int8"))
 print(alone, before < threads())

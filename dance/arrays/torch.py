@@ -27,6 +27,7 @@ class TorchKind:
     def __init__(self, torch: Any) -> None:
         self._torch = torch
         self._float32 = torch.float32
+        self._strided = torch.strided
         self._dtypes = (torch.float32, torch.float16, torch.bfloat16)
         self._uint8 = torch.uint8
         self._empty = torch.empty
@@ -44,7 +45,7 @@ class TorchKind:
                 x = x.detach().to(self._float32)
             else:
                 dtype = self._dtype(x.dtype, who)
-        if x.layout is not self._torch.strided:
+        if x.layout is not self._strided:
             raise ValueError(f"{who}: expected a dense tensor, got layout {x.layout}; call to_dense first")
         if not x.is_contiguous() or x.is_neg():  # a lazily negated view has the bits of its base
             x = x.detach().resolve_neg().contiguous()
@@ -55,7 +56,7 @@ class TorchKind:
 
     def write(self, x: Any, who: str) -> Memory:
         dtype = FLOAT32 if x.dtype is self._float32 else self._dtype(x.dtype, who)
-        if x.layout is not self._torch.strided or not x.is_contiguous() or x.is_neg():
+        if x.layout is not self._strided or not x.is_contiguous() or x.is_neg():
             raise refused_layout(who, x)
         address = x.data_ptr()
         if address < _OFFSETS:

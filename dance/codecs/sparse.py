@@ -32,6 +32,8 @@ class Sparse(Codec):
     sent.
     """
 
+    parallel_numel: ClassVar[int] = _native.PARALLEL_SPARSE_NUMEL
+
     if TYPE_CHECKING:  # each declares it as its last option
         values: Codec | str
 

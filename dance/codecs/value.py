@@ -32,6 +32,8 @@ class Codec:
     principal: ClassVar[str | None] = None  # the option that the text of a codec always shows
     examples: ClassVar[tuple[str, ...]]  # texts that together show every option; tests iterate over them
 
+    parallel_numel: ClassVar[int] = _native.PARALLEL_NUMEL  # from which on the number of threads matters
+
     # By dtype and numel: the answers of the core, asked for once. Not part of the value.
     _layouts: tuple[dict[int, Layout], ...] = field(
         default_factory=_nothing_yet, init=False, repr=False, compare=False
