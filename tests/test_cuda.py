@@ -138,6 +138,35 @@ def test_work_is_put_on_the_current_stream(codec: str) -> None:
         assert p.to_bytes() == expected
 
 
+@pytest.mark.parametrize("codec", EXAMPLES)
+def test_what_waits_for_a_packet_waits_for_the_stream_of_its_encode(codec: str) -> None:
+    """Outside of that stream nothing orders the copy to the host behind the kernel but the packet itself."""
+    stream = torch.cuda.Stream()
+    x = torch.randn(1 << 20, device="cuda")
+    expected = dance.encode(x.cpu(), codec)
+    late = torch.zeros_like(x)
+    torch.cuda.synchronize()
+    for bad in (False, True):
+        with torch.cuda.stream(stream):
+            late.zero_()
+            dance.encode(torch.ones_like(x), codec, nonfinite="zero")  # the first allocations may wait
+            stream.synchronize()
+            torch.cuda._sleep(50_000_000)
+            late.copy_(x)
+            if bad:
+                late[777].fill_(float("nan"))
+            p = dance.encode(late, codec)
+            total = dance.reduce([p], codec="int8") if dance.codec(codec).fixed_size else None
+        if bad:
+            with pytest.raises(dance.NonFiniteError, match="element 777"):
+                p.check_finite()
+            continue
+        if total is not None:
+            assert total.to_bytes() == dance.reduce([expected], codec="int8").to_bytes()
+        assert p.nbytes == expected.nbytes
+        assert p.to_bytes() == expected.to_bytes()
+
+
 @pytest.mark.parametrize("codec", FIXED)
 def test_encode_and_decode_run_in_a_graph(codec: str) -> None:
     x = torch.randn(300_001, device="cuda")
