@@ -28,6 +28,7 @@ inline bool all_finite(const float* values, uint32_t n) {
 constexpr bool kHasHalves = true;
 
 // A vector of float32, and as many float16.
+// NOLINTBEGIN(portability-simd-intrinsics): beside F16C, which has no portable form
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 constexpr uint32_t kVectorHalves = 16;
 using Halves = __m256i;
@@ -38,10 +39,10 @@ inline Halves size_of(Halves halves) { return _mm256_and_si256(halves, _mm256_se
 inline void widen(Halves halves, float* to, float weight) {
   _mm512_storeu_ps(to, _mm512_mul_ps(_mm512_cvtph_ps(halves), _mm512_set1_ps(weight)));
 }
-template <bool saturate>
+template <bool clamped>
 inline Halves narrow(const float* from) {
   __m512 values = _mm512_loadu_ps(from);
-  if (saturate) values = _mm512_max_ps(_mm512_min_ps(values, _mm512_set1_ps(65504.0f)), _mm512_set1_ps(-65504.0f));
+  if (clamped) values = _mm512_max_ps(_mm512_min_ps(values, _mm512_set1_ps(65504.0f)), _mm512_set1_ps(-65504.0f));
   return _mm512_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT);
 }
 #else
@@ -54,14 +55,14 @@ inline Halves size_of(Halves halves) { return _mm_and_si128(halves, _mm_set1_epi
 inline void widen(Halves halves, float* to, float weight) {
   _mm256_storeu_ps(to, _mm256_mul_ps(_mm256_cvtph_ps(halves), _mm256_set1_ps(weight)));
 }
-template <bool saturate>
+template <bool clamped>
 inline Halves narrow(const float* from) {
   __m256 values = _mm256_loadu_ps(from);
-  // NOLINTNEXTLINE(portability-simd-intrinsics): beside F16C, which has no portable form
-  if (saturate) values = _mm256_max_ps(_mm256_min_ps(values, _mm256_set1_ps(65504.0f)), _mm256_set1_ps(-65504.0f));
+  if (clamped) values = _mm256_max_ps(_mm256_min_ps(values, _mm256_set1_ps(65504.0f)), _mm256_set1_ps(-65504.0f));
   return _mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT);
 }
 #endif
+// NOLINTEND(portability-simd-intrinsics)
 
 inline uint32_t largest_of(Halves sizes) {
   alignas(Halves) uint16_t lane[kVectorHalves];
@@ -87,12 +88,12 @@ inline bool widen_halves(const uint16_t* __restrict from, float* __restrict to, 
   return infinite == 0 && largest_of(sizes) < 0x7c00;
 }
 
-template <bool saturate>
+template <bool clamped>
 inline Halves narrow_all(const float* __restrict from, uint16_t* __restrict to, uint32_t n) {
   Halves sizes{};
   uint32_t i = 0;
   for (; i + kVectorHalves <= n; i += kVectorHalves) {
-    const Halves halves = narrow<saturate>(from + i);
+    const Halves halves = narrow<clamped>(from + i);
     sizes = max_halves(sizes, size_of(halves));
     store_halves(to + i, halves);
   }
