@@ -241,9 +241,7 @@ class Pool {
   std::condition_variable seats_, left_;
 };
 
-uint64_t finer(uint64_t grain) {
-  return std::max<uint64_t>(1, grain >> grain_shift.load(std::memory_order_relaxed));
-}
+uint64_t finer(uint64_t grain) { return std::max<uint64_t>(1, grain >> grain_shift.load(std::memory_order_relaxed)); }
 
 // Never destroyed, and made without allocating: who encodes may count on an error coming before anything is written.
 Pool& pool() {
