@@ -32,9 +32,11 @@ demo: .venv/installed  ## train a GAN over five processes and compressed gossip;
 test: .venv/installed  ## run the tests
 	$(BIN)/python -m pytest
 
-# The tests that reach the core: what is above it sees arrays alone. Tools of .venv come first.
-CORE_TESTS := $(patsubst %,tests/test_%.py,arguments arrays bits codecs feedback feedback_momentum feedback_state frame_mutation \
-  golden native nonfinite operators packet packet_sparse reduce)
+# The tests that reach the core, but for: memory, whose limits on it sanitizers exceed; fuzz and emulated_warp, which build the core with
+# sanitizers of their own; and those of collectives, gossip, DDP and training, whose many processes of torch make the same calls of the
+# core as exchange_processes does, and would take an hour. Tools of .venv come first.
+CORE_TESTS := $(patsubst %,tests/test_%.py,arguments arrays bench bits calibrate choco_gossip codecs exchange exchange_processes feedback \
+  feedback_momentum feedback_state frame_mutation golden native nonfinite operators packet packet_sparse reduce)
 TOOLS := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON=$(BIN)/python
 
 test-sanitized: .venv/installed  ## the tests of the core under AddressSanitizer and UndefinedBehaviorSanitizer

@@ -34,7 +34,8 @@ def peer_cases() -> list[tuple[str, Case]]:
     found = []
     for case in CASES:
         ours = case.codec.partition(":")[0], case.operation
-        found += [(p.name, case) for p in peers.PEERS if (p.codec, p.operation) == ours]
+        fit = [p for p in peers.PEERS if (p.codec, p.operation) == ours and "cpu" in p.devices]
+        found += [(p.name, case) for p in fit]
     return found
 
 

@@ -79,7 +79,7 @@ struct Warp {
     return value;
   }
   __device__ __forceinline__ uint32_t max(uint32_t value) const {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800  // on the emulated device, too
     return __reduce_max_sync(kAllLanes, value);
 #else
     return max_of(value, kLanes);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import index
 from pathlib import Path
@@ -44,6 +44,7 @@ version = _core.version
 PARALLEL_NUMEL, PARALLEL_SPARSE_NUMEL = 1 << 17, 1 << 13
 
 _MAX_THREADS = 256  # csrc/cpu/parallel.h: kMaxThreads
+_SMALL_GRAINS = 12  # 2^18 elements become 64
 _follows_torch = True
 
 
@@ -85,6 +86,20 @@ def num_threads(count: int) -> Iterator[None]:
     finally:
         _core.set_num_threads(kept)
         _follows_torch = followed
+
+
+@contextmanager
+def small_grains() -> Iterator[Callable[[], int]]:
+    """For tests: within the block arrays of a few blocks use several threads, and each of them has its part.
+
+    What it yields returns how often a thread has begun on a part of an array since the block was entered.
+    """
+    before = _core.num_begun_together()
+    _core.set_grain_shift(_SMALL_GRAINS)
+    try:
+        yield lambda: _core.num_begun_together() - before
+    finally:
+        _core.set_grain_shift(0)
 
 
 def info() -> dict[str, Any]:

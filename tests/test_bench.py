@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +334,38 @@ def test_peers_stand_beside_the_codec(monkeypatch: pytest.MonkeyPatch) -> None:
     in_place = next(r for r in beside if r.peer == "torch, in place" and r.case.operation == "encode")
     own = next(r for r in results if r.peer is None and r.case == in_place.case)
     assert in_place.relative_error == pytest.approx(own.relative_error, rel=0.01)
+
+
+@pytest.mark.parametrize("operation", ["encode", "encode_feedback"])
+@pytest.mark.parametrize(
+    ("codec", "name", "other"),
+    [
+        ("int8", "cupy", "torch, in place"),
+        ("sign", "cupy, efsignsgd", "efsignsgd in torch, in place"),
+        ("topk:ratio=0.1", "cupy argpartition", "torch.topk"),
+    ],
+)
+def test_the_peers_of_cupy_compute_what_those_of_torch_do(
+    codec: str, name: str, other: str, operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With NumPy in the place of CuPy, whose functions have its names."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setitem(sys.modules, "cupy", np)
+    peers = bench.load_peers()
+    results = []
+    for wanted in (name, other):
+        generator = torch.Generator().manual_seed(1)
+        x, state = (torch.randn(2048, generator=generator) for _ in range(2))
+        arrays = peers.peer.Arrays(
+            x=x, state=state, target=x.clone(), codec=dance.codec(codec), threads=1, buffers={}
+        )
+        (one,) = (p for p in peers.PEERS if (p.name, p.codec, p.operation) == (wanted, codec[:4], operation))
+        step = one.make(arrays)
+        step.call()
+        results.append((state.clone(), step.decoded().clone().reshape(-1)))
+    for ours, theirs in zip(*results, strict=True):
+        # Means are sums of 256 in another order: a few units in the last place.
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
 def test_without_peers_the_table_says_why(

@@ -192,19 +192,16 @@ def python(code: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
-def test_import_takes_less_than_300_ms_and_needs_numpy_alone() -> None:
+def test_import_needs_numpy_alone() -> None:
+    """What it takes is measured where the wheel is checked: benchmarks/wheel.sh."""
     code = """
-import sys, time
+import sys
 before = set(sys.modules)
-start = time.process_time()  # machines are shared: what it costs, not how long others worked meanwhile
 import dance
-took = time.process_time() - start
 third = {name.partition(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)
-print(took, *sorted(name for name in third if not name.startswith("_")))
+print(*sorted(name for name in third if not name.startswith("_")))
 """
-    runs = [python(code).split() for _ in range(3)]
-    assert {name for run in runs for name in run[1:]} == {"dance", "numpy"}
-    assert min(float(run[0]) for run in runs) < 0.3
+    assert python(code).split() == ["dance", "numpy"]
 
 
 def test_everything_but_torch_works_without_torch() -> None:

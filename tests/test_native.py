@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -255,6 +257,36 @@ print(alone, before < threads())
     assert run(code) == "True True"
 
 
+def test_ranks_of_torchrun_share_the_cpus(tmp_path: Path) -> None:
+    """What each of four ranks starts, as torchrun sets OMP_NUM_THREADS and, at odd ranks, without it."""
+    script = tmp_path / "rank.py"
+    script.write_text("""
+import os, sys
+rank = int(os.environ["RANK"])
+if rank % 2:
+    del os.environ["OMP_NUM_THREADS"]
+import numpy as np, dance
+if rank == 0:
+    import torch
+x = np.random.default_rng(0).standard_normal(1 << 21).astype(np.float32)
+before = len(os.listdir("/proc/self/task"))
+for _ in range(5):
+    dance.decode(dance.encode(x, "int8"))
+started = len(os.listdir("/proc/self/task")) - before
+open(f"{sys.argv[1]}/{rank}", "w").write(f"{dance.info()['threads']} {1 + started}")
+""")
+    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "DANCE_NUM_THREADS")}
+    launch = ("-m", "torch.distributed.run", "--nproc-per-node=4", "--standalone", str(script), str(tmp_path))
+    subprocess.run(
+        [sys.executable, *launch], cwd=tmp_path, env=environment, capture_output=True, check=True, timeout=300
+    )
+    shares = [(tmp_path / str(rank)).read_text().split() for rank in range(4)]
+    assert [share[0] for share in shares] == [share[1] for share in shares]
+    cpus = len(os.sched_getaffinity(0))
+    assert sum(int(share[1]) for share in shares) <= max(4, cpus)
+    assert [int(share[1]) for share in shares] == [1, max(1, cpus // 4)] * 2
+
+
 def test_the_environment_chooses_the_cpu_target() -> None:
     code = "import dance; print(dance.info()['cpu_target'])"
     built = dance.info()["cpu_targets"]
@@ -263,6 +295,81 @@ def test_the_environment_chooses_the_cpu_target() -> None:
     assert "DANCE_CPU=sse9: unknown CPU target; this build has baseline" in run(code, DANCE_CPU="sse9")
     for name in {"avx2", "avx512", "neon"} - set(built):
         assert f"UnavailableError: DANCE_CPU={name}: not in this build" in run(code, DANCE_CPU=name)
+
+
+# ---- Python's lock
+
+
+def seen_from_another_thread(work: Callable[[], object]) -> bool:
+    """Whether another thread of Python runs while ``work`` does. None takes its turn by itself here: ``work``
+    has to release Python's lock. An attempt may fail, where the machine gives the other thread no time.
+    """
+    work()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e6)
+    try:
+        for _ in range(100):
+            events: list[str] = []
+
+            def call(events: list[str] = events) -> None:
+                events.append("begin")
+                work()
+                events.append("end")
+
+            thread = threading.Thread(target=call)
+            thread.start()
+            seen = False
+            while thread.is_alive():
+                seen = seen or events == ["begin"]
+                time.sleep(2e-5)  # not 0, which would take the lock again before the worker wakes up
+            thread.join()
+            if seen:
+                return True
+        return False
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_other_threads_run_while_the_core_works() -> None:
+    numel = 1 << 20
+    x, state, out = (np.ones(numel, np.float32) for _ in range(3))
+    spec = dance.codec("topk:ratio=0.3").spec(numel)  # the slowest
+    payload = np.zeros(_native.payload_nbytes(spec, 0, numel), np.uint8)
+    at, size = _native.address, payload.nbytes
+    places = (at(x), 0, at(state), 0, numel, 0, at(payload), size, -1, 0, 0, 0)
+    place = (at(out), 0, numel, False, 1.0, -1, 0, 0)
+
+    def reduce(again: bool) -> None:
+        made = _native.Reduction(numel, 1.0, -1, 0)
+        made.add(spec, 0, 0, at(payload), size, numel)
+        if again:
+            made.encode(spec, 0, 0, 0, 0, at(other), size, 0)
+        else:
+            made.store(at(out), 0)
+        made.run(0)
+
+    other = np.zeros_like(payload)
+    indices = np.zeros(_native.num_values(spec, numel), np.int64)
+    headers: list[bytes] = []
+    works: dict[str, Callable[[], object]] = {
+        "encode": lambda: _native.encode(spec, 0, *places),
+        "encode_feedback": lambda: _native.encode(spec, 1, *places),
+        "encode_difference": lambda: _native.encode(spec, 2, *places),
+        "decode": lambda: _native.decode(spec, 0, 0, at(payload), size, *place),
+        "indices": lambda: _native.indices(spec, 0, 0, at(payload), size, numel, at(indices)),
+        "reduce": lambda: reduce(False),
+        "reduce and encode": lambda: reduce(True),
+        "mix": lambda: _native.mix(at(x), at(out), at(out), 0, 0.5, numel, -1, 0),
+        "header_write": lambda: headers.append(
+            _native.header_write(spec, 0, numel, 0, 0, 0, at(payload), size)
+        ),
+        "payload_check": lambda: _native.payload_check(headers[-1], at(payload), size),
+        "crc32c": lambda: _native.crc32c(payload),
+    }
+    dance.set_num_threads(1)
+    for name, work in works.items():
+        assert seen_from_another_thread(work), name
+    assert not seen_from_another_thread(lambda: sum(range(10_000)))  # what holds the lock is never seen
 
 
 @pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer widens stacks")

@@ -155,11 +155,9 @@ def test_ranks_have_the_environment_of_torchrun(capsys: pytest.CaptureFixture[st
 
 
 def test_the_first_failure_ends_all_ranks(capsys: pytest.CaptureFixture[str]) -> None:
-    start = time.monotonic()
-    script = "echo begun; [ $RANK = 1 ] && sleep 0.5 && exit 7; sleep 60 & wait"
+    script = "echo begun; [ $RANK = 1 ] && sleep 0.5 && exit 7; sleep 600 & wait"
     with Ranks(Loopback(3), ["sh", "-c", script]) as ranks:
-        assert ranks.wait() == 7
-    assert time.monotonic() - start < 10.0
+        assert ranks.wait(timeout_s=60.0) == 7
     printed = capsys.readouterr()
     assert {f"[{rank}] begun" for rank in range(3)} == set(printed.out.splitlines())
     assert "rank 1 failed with 7" in printed.err
@@ -198,7 +196,7 @@ def _name(pid: int) -> str | None:
 
 
 def _until(condition: Callable[[], bool], what: str) -> None:
-    ends_at = time.monotonic() + 15.0
+    ends_at = time.monotonic() + 60.0
     while not condition():
         assert time.monotonic() < ends_at, what
         time.sleep(0.05)

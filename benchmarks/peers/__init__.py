@@ -26,13 +26,14 @@ import numpy as np
 import dance
 from dance.roofline import Work
 
-from . import formulas, libraries, papers, rows
+from . import cupy_formulas, formulas, libraries, papers, rows
 from .peer import BLOCK, PEERS, Arrays, Peer, Step
 
 __all__ = [
     "FAILURES",
     "PEERS",
     "Ready",
+    "cupy_formulas",
     "formulas",
     "installed",
     "libraries",
@@ -52,6 +53,7 @@ PACKAGES = {
     "bitsandbytes": "bitsandbytes",
     "hivemind": "hivemind",
     "torchao": "torchao",
+    "cupy": "cupy",
 }
 FAILURES: dict[str, str] = {}  # what is installed and yet does not work -> why
 _threads = 1
@@ -86,7 +88,9 @@ def installed(package: str) -> str | None:
         return None
     try:
         with _quiet():
-            importlib.import_module(PACKAGES[package])
+            module = importlib.import_module(PACKAGES[package])
+        if package == "cupy":  # the distribution is named after a version of CUDA
+            return str(module.__version__)
         return importlib.metadata.version(package)
     except Exception as error:  # an extension built for another torch, say
         FAILURES[package] = _reason(error)

@@ -17,6 +17,8 @@ void bind_info(py::module_& module) {
   module.def("cpu_targets", cpu::target_names);
   module.def("get_num_threads", cpu::get_num_threads);
   module.def("set_num_threads", cpu::set_num_threads, py::arg("num_threads"));
+  module.def("set_grain_shift", cpu::set_grain_shift, py::arg("shift"));
+  module.def("num_begun_together", cpu::num_begun_together);
   module.def("cuda_built", cuda::built);
   module.def("cuda_available", cuda::available);
   module.def("cuda_architectures", cuda::architectures);

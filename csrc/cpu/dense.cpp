@@ -99,7 +99,7 @@ int64_t encode_dense(const DenseLayout& layout, Operation operation, const void*
   const EncodeJob job{x,     state, dtype,        state_dtype, payload,       payload + layout.codes_size,
                       numel, 0,     layout.block, layout.bits, layout.levels, seed};
   const uint64_t num_blocks = divide_up(numel, layout.block);
-  if (get_num_threads() == 1 || numel < 2 * kGrain) return encode(job, 0, num_blocks);
+  if (num_threads_for(num_blocks, grain_of(layout)) == 1) return encode(job, 0, num_blocks);
   int64_t bad[kMaxParts];
   for (int64_t& index : bad) index = -1;
   parallel_for(num_blocks, grain_of(layout),

@@ -76,11 +76,15 @@ std::atomic<uint32_t>& num_threads_setting() {
   return setting;
 }
 
+std::atomic<uint32_t> grain_shift{0};
+std::atomic<uint64_t> begun_together{0};
+
 struct Task {
   void (*body)(void*, uint32_t, uint64_t, uint64_t) = nullptr;
   void* context = nullptr;
   uint64_t num_items = 0;
   uint32_t num_parts = 0;
+  uint32_t num_together = 0;  // so many threads take a part each before any runs one
 
   void run(uint32_t part) const {
     const uint64_t each = num_items / num_parts, extra = num_items % num_parts;
@@ -129,6 +133,7 @@ class Pool {
     if (enough) {
       task_ = task;
       ends_.store(task.num_parts, std::memory_order_relaxed);
+      num_begun_.store(0, std::memory_order_relaxed);
       places_.store(helpers * kSeat);
       wake(helpers);
       take_parts(true);
@@ -161,15 +166,24 @@ class Pool {
 
   // The caller from the front, workers from the back: so each finds what it had in its cache at the last call.
   void take_parts(bool from_front) {
+    bool waits = task_.num_together > 0;
     uint32_t ends = ends_.load(std::memory_order_relaxed);
     for (;;) {
       const uint32_t front = ends >> 16, back = ends & 0xffff;
       if (front == back) return;
       const uint32_t rest = from_front ? ends + (1u << 16) : ends - 1;
       if (!ends_.compare_exchange_weak(ends, rest, std::memory_order_relaxed)) continue;
+      if (waits) begin_together();
+      waits = false;
       task_.run(from_front ? front : back - 1);
       ends = ends_.load(std::memory_order_relaxed);
     }
+  }
+
+  void begin_together() {
+    begun_together.fetch_add(1, std::memory_order_relaxed);
+    num_begun_.fetch_add(1);
+    while (num_begun_.load() < task_.num_together) sched_yield();
   }
 
   void wait_for_seated() {
@@ -221,11 +235,13 @@ class Pool {
   std::atomic<uint32_t> places_{0};  // free seats * kSeat + workers that are seated
   std::atomic<uint32_t> ends_{0};    // of the parts that nobody has begun: the first * 2^16 + behind the last
   std::atomic<bool> spins_{false}, caller_sleeps_{false};
-  std::atomic<uint32_t> num_sleeping_{0};
+  std::atomic<uint32_t> num_sleeping_{0}, num_begun_{0};
   uint32_t num_workers_ = 0;
   std::mutex mutex_;
   std::condition_variable seats_, left_;
 };
+
+uint64_t finer(uint64_t grain) { return std::max<uint64_t>(1, grain >> grain_shift.load(std::memory_order_relaxed)); }
 
 // Never destroyed, and made without allocating: who encodes may count on an error coming before anything is written.
 Pool& pool() {
@@ -242,17 +258,23 @@ Pool& pool() {
 void parallel_for(uint64_t num_items, uint64_t grain, void (*body)(void*, uint32_t, uint64_t, uint64_t),
                   void* context) {
   if (num_items == 0) return;
-  const uint64_t threads = std::min<uint64_t>(num_items / grain, get_num_threads());
+  const uint32_t threads = num_threads_for(num_items, grain);
   if (threads > 1) {
-    const uint64_t most = std::min<uint64_t>(num_items, kMaxParts), fine = num_items / grain * kPartsPerGrain;
-    const Task task{body, context, num_items, static_cast<uint32_t>(std::min(most, fine))};
-    if (pool().run(task, static_cast<uint32_t>(threads - 1))) return;
+    const uint64_t most = std::min<uint64_t>(num_items, kMaxParts), fine = num_items / finer(grain) * kPartsPerGrain;
+    const uint32_t num_parts = static_cast<uint32_t>(std::min(most, fine));
+    const uint32_t together = grain_shift.load(std::memory_order_relaxed) > 0 ? threads : 0;
+    if (pool().run({body, context, num_items, num_parts, together}, threads - 1)) return;
   }
   body(context, 0, 0, num_items);
 }
 
+uint32_t num_threads_for(uint64_t num_items, uint64_t grain) {
+  const uint64_t most = num_items / finer(grain), threads = get_num_threads();
+  return most < 2 ? 1 : static_cast<uint32_t>(std::min(most, threads));
+}
+
 uint64_t num_shares(uint64_t numel) {
-  const uint64_t threads = std::min<uint64_t>(numel / kGrain, get_num_threads());
+  const uint32_t threads = num_threads_for(numel, kGrain);
   return threads > 1 ? threads * kPartsPerGrain : 1;
 }
 
@@ -265,5 +287,9 @@ void set_num_threads(uint32_t num_threads) {
   }
   num_threads_setting().store(num_threads, std::memory_order_relaxed);
 }
+
+void set_grain_shift(uint32_t shift) { grain_shift.store(std::min(shift, 63u), std::memory_order_relaxed); }
+
+uint64_t num_begun_together() { return begun_together.load(std::memory_order_relaxed); }
 
 }  // namespace dance::cpu

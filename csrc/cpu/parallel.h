@@ -7,8 +7,8 @@ namespace dance::cpu {
 
 // Runs body(context, part, first, last) for contiguous parts of [0, num_items), on at most get_num_threads() threads,
 // the caller among them; part < kMaxParts counts from 0 in order of the range. Results must not depend on where the
-// range is cut. A body must not throw. A thread is used for each `grain` (at least 1) items. When another thread of the
-// process uses the pool, or the system gives no more threads, the caller works alone instead of waiting.
+// range is cut. A body must not throw. When another thread of the process uses the pool, or the system gives no more
+// threads, the caller works alone instead of waiting.
 void parallel_for(uint64_t num_items, uint64_t grain, void (*body)(void*, uint32_t, uint64_t, uint64_t), void* context);
 
 template <class Body>
@@ -20,6 +20,9 @@ void parallel_for(uint64_t num_items, uint64_t grain, Body&& body) {
       },
       const_cast<void*>(static_cast<const void*>(&body)));
 }
+
+// How many threads that is: one for each `grain` (at least 1) items, at least one.
+uint32_t num_threads_for(uint64_t num_items, uint64_t grain);
 
 // Elements a thread takes at least. Measured on two virtual cores: twice as many take 50 us or more on one thread,
 // which is what it costs to wake another that has slept; of half as many, 2 threads were up to 1.8 times as fast in a
@@ -42,5 +45,11 @@ constexpr uint32_t kMaxThreads = 256, kMaxParts = 256;
 // (how many processes torchrun started beside it). Throws ArgumentError where DANCE_NUM_THREADS is not a number.
 uint32_t get_num_threads();
 void set_num_threads(uint32_t num_threads);
+
+// For tests, which would otherwise need large arrays to meet threads: grains are 2^shift times smaller from now on, and
+// where shift > 0 each thread of a task has a part before any runs one. 0 is what was measured.
+void set_grain_shift(uint32_t shift);
+// How often a thread has begun so, callers included.
+uint64_t num_begun_together();
 
 }  // namespace dance::cpu

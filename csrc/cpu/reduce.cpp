@@ -125,9 +125,8 @@ EncodeResult reduce_whole(const ReduceRequest& request) {
     return result;
   }
   if (!direct) {
-    parallel_for(divide_up(request.numel, kGrain), 1, [&](uint32_t, uint64_t first, uint64_t last) {
-      const uint64_t begin = first * kGrain, end = last * kGrain < request.numel ? last * kGrain : request.numel;
-      store(sum + begin, at(request.out, request.out_dtype, begin), request.out_dtype, end - begin);
+    parallel_for(request.numel, kGrain, [&](uint32_t, uint64_t first, uint64_t last) {
+      store(sum + first, at(request.out, request.out_dtype, first), request.out_dtype, last - first);
     });
     buffer.trim(kKeptByReduction);
   }

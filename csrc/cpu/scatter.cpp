@@ -50,7 +50,7 @@ void for_each_index(const CodecSpec& codec, uint64_t seed, const uint8_t* payloa
     });
   } else {
     const EliasFano code(numel, total);
-    const uint64_t num_parts = std::clamp<uint64_t>(total / kValueGrain, 1, get_num_threads());
+    const uint64_t num_parts = num_threads_for(total, kValueGrain);
     parallel_for(num_parts, 1, [&](uint32_t, uint64_t first, uint64_t last) {
       auto body = make_body();
       for (uint64_t part = first; part < last; ++part) {

@@ -13,6 +13,7 @@
 #include "codec_api.h"
 #include "codecs/list.h"
 #include "kernels.h"
+#include "warp.h"
 
 #include <cuda_runtime.h>
 
@@ -423,6 +424,25 @@ void check_wild_payloads(const std::vector<CodecSpec>& dense, uint32_t rounds, R
   }
 }
 
+// The instruction that newer devices have, and the shuffles that stand for it on older ones.
+void check_maxima(uint32_t rounds, Random& random) {
+  for (uint32_t i = 0; i < 100 * rounds; ++i) {
+    uint32_t given[64], expected[2] = {0, 0}, fast[64], slow[64];
+    for (uint32_t t = 0; t < 64; ++t) {
+      given[t] = random.next() >> random.below(32);
+      if (given[t] > expected[t / 32]) expected[t / 32] = given[t];
+    }
+    emulated::run_grid(1, 64, 0, [&] {
+      const dance::cuda::Warp warp;
+      fast[threadIdx.x] = warp.max(given[threadIdx.x]);
+      slow[threadIdx.x] = warp.max_of(given[threadIdx.x], 32);
+    });
+    for (uint32_t t = 0; t < 64; ++t) {
+      expect(fast[t] == expected[t / 32] && slow[t] == expected[t / 32], "maximum of a warp", text(t));
+    }
+  }
+}
+
 void check_missing_device() {
   float x[1] = {1.0f};
   bool refused = false;
@@ -445,6 +465,7 @@ int main(int argc, char** argv) {
   compare_sparse(dense, rounds, random);
   compare_reduces(dense, rounds, random);
   check_wild_payloads(dense, rounds, random);
+  check_maxima(rounds, random);
   check_missing_device();
   std::printf("%llu comparisons, no difference\n", static_cast<unsigned long long>(num_comparisons));
   return 0;

@@ -11,6 +11,7 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -254,6 +255,10 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
   unsigned word = 0;
   for (unsigned l = 0; l < 32; ++l) word |= static_cast<unsigned>(votes[l]) << l;
   return word;
+}
+inline unsigned __reduce_max_sync(unsigned, unsigned value) {
+  const uint64_t* values = emulated::exchange(8, value);
+  return static_cast<unsigned>(*std::max_element(values, values + 32));
 }
 inline void __syncwarp() { emulated::exchange(5, 0); }
 inline void __syncthreads() { emulated::arrive(emulated::device.group, 6, emulated::kLanes, 0); }

@@ -6,6 +6,8 @@
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
+#include <set>
 #include <thread>
 #include <vector>
 
@@ -26,6 +28,22 @@ void check_range(uint64_t num_items, uint64_t grain) {
     for (uint64_t i = first; i < last; ++i) ++done[i];
   });
   for (const uint8_t times : done) FUZZ_CHECK(times == 1);
+}
+
+// With small grains every thread of a task has a part of it.
+void check_together() {
+  cpu::set_grain_shift(10);
+  for (const uint32_t num_threads : {1u, 2u, 7u}) {
+    cpu::set_num_threads(num_threads);
+    std::mutex mutex;
+    std::set<std::thread::id> seen;
+    cpu::parallel_for(7, 1 << 10, [&](uint32_t, uint64_t, uint64_t) {
+      const std::lock_guard<std::mutex> lock(mutex);
+      seen.insert(std::this_thread::get_id());
+    });
+    FUZZ_CHECK(seen.size() == num_threads);
+  }
+  cpu::set_grain_shift(0);
 }
 
 void check_nested() {
@@ -145,6 +163,7 @@ int main(int argc, char** argv) {
     cpu::set_num_threads(4);
     check_range(100'000, 100);
     check_fork();
+    check_together();
   }
   // Forks in the middle of the others' work.
   while_threads_change([] {
