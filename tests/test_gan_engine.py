@@ -222,8 +222,11 @@ def _train_here(rank: int, port: int, folder: str) -> None:
         "LOCAL_RANK": rank,
     }
     os.environ.update({name: str(value) for name, value in variables.items()})
+    # One group for all: a second one at the same port may meet the store of the first.
+    torch.distributed.init_process_group("gloo")
     for name, config in _real_and_simulated(folder):
         run(replace(config, simulate=False, out=f"{folder}/real-{name}"))
+    torch.distributed.destroy_process_group()
 
 
 def _real_and_simulated(folder: Path | str) -> list[tuple[str, RunConfig]]:
