@@ -148,7 +148,7 @@ def tables(setting: Setting, results: Results) -> str:
             continue
         parts += [f"#### {group}: at the end", finals(results, group, labels)]
         parts += [
-            f"#### {group}: FID at most so many MB a D-Node",
+            f"#### {group}: FID of the raw generator for so many MB a D-Node",
             at_bytes(results, group, labels, MARKS, FL),
         ]
         rivals = [label for label in labels if label.startswith((MD, FL))]
