@@ -161,7 +161,8 @@ def _shown(setting: Setting, group: str, results: Results) -> list[str]:
 
 
 CUT = (
-    "FL-GAN and, iid, the adaptive layout end at 31 MB, low-rank at 61; beyond that the tables show FL-GAN's best FID ever, "
+    "FL-GAN and, iid, the adaptive layout end at 31 MB, low-rank at 61; beyond that the tables show "
+    "FL-GAN's best FID ever, "
     "in square brackets. Rates of the rivals are swept on seed 0; ours are 0.001, not swept."
 )
 

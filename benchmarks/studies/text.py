@@ -46,7 +46,7 @@ def finals(results: Results, group: str, labels: Sequence[str]) -> str:
 def at_bytes(
     results: Results, group: str, labels: Sequence[str], marks: Sequence[float], plateau: str | None = None
 ) -> str:
-    """The raw generator's FID for so many MB a D-Node; the number of seeds in brackets where not all got there.
+    """The raw generator's FID for so many MB a D-Node; in brackets the seeds, where not all got there.
 
     Of the raw one, since the running average comes late where there were few rounds.
 
