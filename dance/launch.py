@@ -9,14 +9,23 @@ import sys
 import threading
 import uuid
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from dance.errors import DanceError
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 # What a process returns that was stopped by Ctrl-C and came to a clean end.
 INTERRUPTED = 130
 # After a signal torchrun gives its processes so long to come to an end, then kills them.
 _SHUTDOWN_S = 300
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+def _blame(failure: ProcessFailure) -> tuple[bool, int]:
+    """The first failure comes first, but those after it that torchrun itself ended by its SIGTERM."""
+    return failure.exitcode in (-signal.SIGTERM, INTERRUPTED), failure.timestamp
 
 
 def launch(module: str, arguments: Sequence[str], *, num_processes: int, threads: int = 1) -> bool:
@@ -58,7 +67,7 @@ def launch(module: str, arguments: Sequence[str], *, num_processes: int, threads
     except SignalException:
         return True
     except ChildFailedError as error:
-        node, failure = error.get_first_failure()
+        node, failure = min(error.failures.items(), key=lambda each: _blame(each[1]))
         if failure.exitcode == INTERRUPTED:
             return True
         raise DanceError(

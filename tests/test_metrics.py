@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from safetensors.torch import load as weights_of
 from dance.data import ImageData, load
 from dance.errors import NonFiniteError
 from dance.metrics import Evaluation, Evaluator
+from dance.metrics.network import features_of
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,15 @@ def test_real_images_are_their_own_best(evaluator: Evaluator) -> None:
     assert real.fid == pytest.approx(0, abs=1e-6)
     assert real.score is not None
     assert real.score > 9.5
+
+
+def test_features_do_not_depend_on_layout_or_batch(evaluator: Evaluator, digits: ImageData) -> None:
+    """Against the same network in double precision, all images at once, channels outermost."""
+    exact = deepcopy(evaluator._network).to(memory_format=torch.contiguous_format).double()
+    with torch.no_grad():
+        expected = exact.features(digits.images.double())
+        found = features_of(evaluator._network, digits.images)
+    assert float((found - expected).abs().max()) < 1e-5 * float(expected.abs().max())
 
 
 def test_fid_is_the_frechet_distance_of_the_features(evaluator: Evaluator, digits: ImageData) -> None:

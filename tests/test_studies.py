@@ -22,7 +22,13 @@ def _write(run_folder: Path, config: RunConfig, fids: list[float], *, megabytes_
     """A run's folder as `dance train` leaves it, with these evaluations."""
     run_folder.mkdir(parents=True)
     lines = [
-        {"round": 10 * k, "bytes_per_node": k * megabytes_a_line * 1e6, "fid": fid, "score": 2.0}
+        {
+            "round": 10 * k,
+            "bytes_per_node": k * megabytes_a_line * 1e6,
+            "fid": fid,
+            "fid_raw": fid + 1,
+            "score": 2,
+        }
         for k, fid in enumerate(fids, start=1)
     ]
     (run_folder / "config.json").write_text(json.dumps(config.to_json()))
@@ -106,10 +112,10 @@ def test_tables_are_read_off_the_curves(results: Results, tmp_path: Path) -> Non
     labels = results.labels(images.SKEWED)
     assert labels == [images.HUB, rival]
     hub, md = _rows(at_bytes(results, images.SKEWED, labels, (5.0, 10.0, 20.0)))
-    assert hub == [images.HUB, "300", "**200**", "-"]  # it ended at 15 MB; what stands alone is no best
-    assert md == [rival, "-", "390", "310"]
+    assert hub == [images.HUB, "301", "**201**", "-"]  # it ended at 15 MB; what stands alone is no best
+    assert md == [rival, "-", "391", "311"]
     _, plateau = _rows(at_bytes(results, images.SKEWED, labels, (5.0, 10.0, 90.0), "MD-GAN"))
-    assert plateau == [rival, "-", "390", "[200]"]
+    assert plateau == [rival, "-", "391", "[201]"]
     (row,) = _rows(factors(results, images.SKEWED, [images.HUB], [rival]))
     # 100 / 200; 15 MB of 40; it was at 200 with 10 MB, a quarter of 40.
     assert row == [images.HUB, rival, "0.50", "0.38", "4.0x"]

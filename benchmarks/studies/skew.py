@@ -21,6 +21,7 @@ from dance.data import load
 from dance.exchange import SimulatedExchange
 from dance.gan import AcganConfig, RunConfig
 from dance.gan.acgan import DataParallel
+from dance.gan.acgan.adaptive import WINDOW
 from dance.gan.acgan.average import disagreement
 from dance.gan.engine import parts_of
 
@@ -28,8 +29,8 @@ SEEDS = (0, 1, 2)
 # Four nodes of two classes each cannot hold ten classes.
 PARTITIONS = {4: ("iid", "dirichlet:0.2", "classes:3"), 8: ("iid", "dirichlet:0.2", "classes:2")}
 DATA = ("digits", "fashion-mnist")
-# The first exchanges, in which all models change quickly, say little.
-ROUNDS, PERIOD, WINDOW = 600, 100, 3
+# The first exchanges, in which all models change quickly, say little: the mean is of the last WINDOW.
+ROUNDS, PERIOD = 600, 100
 RUNS = Path("runs/studies/skew")
 RESULTS = Path(__file__).parents[1] / "results" / "skew.json"
 

@@ -46,7 +46,9 @@ def finals(results: Results, group: str, labels: Sequence[str]) -> str:
 def at_bytes(
     results: Results, group: str, labels: Sequence[str], marks: Sequence[float], plateau: str | None = None
 ) -> str:
-    """The FID that a D-Node had for so many MB; the number of seeds in brackets where not all got there.
+    """The raw generator's FID for so many MB a D-Node; in brackets the seeds, where not all got there.
+
+    Of the raw one, since the running average comes late where there were few rounds.
 
     Methods whose names begin with `plateau` ended early; beyond their end stands, in square brackets, the
     best FID of their whole runs.
@@ -55,7 +57,7 @@ def at_bytes(
     counts: dict[str, list[int]] = {}
     for label in labels:
         runs = _good(results, group, label)
-        values = [[at_most(run["curve"], "fid", MEGABYTES, mark) for run in runs] for mark in marks]
+        values = [[at_most(run["curve"], "fid_raw", MEGABYTES, mark) for run in runs] for mark in marks]
         if any(value is not None for column in values for value in column):
             cells[label] = [cell_of(column) for column in values]
             counts[label] = [sum(value is not None for value in column) for column in values]
@@ -109,7 +111,7 @@ def _bytes_to(run: Run, fid: float) -> float | None:
 
 
 def _least(run: Run) -> float | None:
-    return min((point["fid"] for point in run["curve"] if point.get("fid") is not None), default=None)
+    return min((point["fid_raw"] for point in run["curve"] if point.get("fid_raw") is not None), default=None)
 
 
 def _good(results: Results, group: str, label: str) -> list[dict[str, Any]]:

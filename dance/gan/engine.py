@@ -91,9 +91,10 @@ def run(config: RunConfig, *, data: Any = None, models: Models | None = None) ->
     data: an ImageData, or any map-style torch Dataset, in place of what `config.data` names
     (dance.data.from_dataset says what its items may be). models: own networks; functions that can be imported
     by name also work in a run over local processes, others only with `simulate`.
-    Where the run needs several nodes, is not simulated and was not started by torchrun, local processes are
-    started and waited for. Raises ValueError for a bad value and DanceError for missing data, both before any
-    process starts, and DanceError for a failed node.
+    Under torchrun a process group that is initialised already is used, and left so: a script that trains
+    several GANs should make one. Where the run needs several nodes, is not simulated and was not started by
+    torchrun, local processes are started and waited for. Raises ValueError for a bad value and DanceError for
+    missing data, both before any process starts, and DanceError for a failed node.
     """
     if config.resume is not None:
         config = resumed(config)
@@ -194,13 +195,17 @@ def _in_processes(config: RunConfig, data: ImageData | None) -> Result:
 
 
 def _under_torchrun(config: RunConfig, data: ImageData | None) -> Result:
-    torch.distributed.init_process_group("gloo")
+    """With the process group of the caller, who may train several GANs in one job, or one of its own."""
+    own = not torch.distributed.is_initialized()
+    if own:
+        torch.distributed.init_process_group("gloo")
     try:
         found = run_data(config, data, _everyone)
         config = _checked(config, found)
         return _run(config, ProcessGroupExchange(timeout_s=_TIMEOUT_S), found)
     finally:
-        torch.distributed.destroy_process_group()
+        if own:
+            torch.distributed.destroy_process_group()
 
 
 def _everyone(values: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dance.data import ImageData
 from dance.errors import NonFiniteError
-from dance.metrics.network import BATCH, cached_network, reproducible
+from dance.metrics.network import BATCH, cached_network, features_of, reproducible
 
 # A class, or a mode, counts as drawn above this share of the images.
 _DRAWN_SHARE = 0.02
@@ -140,7 +140,9 @@ class Evaluator:
 
     def _features(self, images: Tensor) -> Tensor:
         """What images are compared by; points by themselves."""
-        return images.flatten(1) if self._data.centres is not None else self._network.features(images)
+        if self._data.centres is not None:
+            return images.flatten(1)
+        return features_of(self._network, images)
 
     def _measure(self, features: Tensor) -> Evaluation:
         self._fid.reset()  # keeps the real images' statistics

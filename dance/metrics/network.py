@@ -20,6 +20,8 @@ from dance.files import write_atomic
 # Part of the cache key: raise it whenever network or training change.
 _VERSION = 1
 BATCH = 1000
+# So many images stay in cache; with the channels innermost, too, features take a fifth of the time.
+_TOGETHER = 100
 
 
 class FeatureNetwork(nn.Module):
@@ -74,6 +76,12 @@ class ColourNetwork(FeatureNetwork):
         return F.relu(self.hidden(self.layers(images).mean((2, 3))))
 
 
+def features_of(network: FeatureNetwork, images: Tensor) -> Tensor:
+    """(n, 64) features of images (n, c, h, w) in [-1, 1], by a network that `cached_network` gave."""
+    parts = torch.split(images, _TOGETHER)
+    return torch.cat([network.features(x.contiguous(memory_format=torch.channels_last)) for x in parts])
+
+
 def is_colour(data: ImageData) -> bool:
     """Whether the larger network is worth its training: labelled colour images that are not tiny."""
     channels, height, width = data.shape
@@ -94,6 +102,14 @@ def reproducible(seed: int) -> Iterator[None]:
 
 
 def cached_network(
+    data: ImageData, seed: int, folder: Path | None, on_training: Callable[[str], None] | None
+) -> tuple[FeatureNetwork, float | None]:
+    """The network of a data set, in evaluation, channels innermost; and its accuracy, None without labels."""
+    network, accuracy = _cached(data, seed, folder, on_training)
+    return network.to(memory_format=torch.channels_last), accuracy
+
+
+def _cached(
     data: ImageData, seed: int, folder: Path | None, on_training: Callable[[str], None] | None
 ) -> tuple[FeatureNetwork, float | None]:
     from filelock import FileLock, Timeout
@@ -118,7 +134,7 @@ def cached_network(
             return network, known.accuracy
     except (OSError, DanceError, Timeout) as error:
         warnings.warn(
-            f"the classifier cannot be cached ({error}); set DANCE_CACHE to a writable folder", stacklevel=4
+            f"the classifier cannot be cached ({error}); set DANCE_CACHE to a writable folder", stacklevel=5
         )
         return network, accuracy if trained else _train(network, data, seed, on_training)
 

@@ -24,7 +24,7 @@ from dance.gan.nodes import discriminator_net
 from dance.gan.parts import Part
 
 # The indicator of one exchange is noisy; so many of the last ones are averaged.
-_WINDOW = 5
+WINDOW = 3
 
 
 class Adaptive:
@@ -44,7 +44,7 @@ class Adaptive:
         if isinstance(layout, DataParallel) and layout.exchanges(round_index):
             assert layout.delta is not None
             if layout.delta.average.skew is not None:  # here is the hub
-                self.skews = [*self.skews, layout.delta.average.skew][-_WINDOW:]
+                self.skews = [*self.skews, layout.delta.average.skew][-WINDOW:]
             # One byte each way, as all nodes must agree.
             if self.exchange.any(self._wants_to_switch(layout)):
                 self._switch(layout)
