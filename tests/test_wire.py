@@ -64,7 +64,7 @@ FAULTS: dict[str, tuple[Callable[..., torch.Tensor], type[Exception], str]] = {
     "an altered header": (_flipped(20), FrameError, "from rank 1"),
     "an altered payload": (_flipped(5000), FrameError, "checksum"),
     "a truncated payload": (_truncated, FrameError, "checksum"),
-    "another call": (_other_call, PeerError, "is of call"),
+    "another call": (_other_call, PeerError, "is of another call"),
     "another sender": (_other_sender, PeerError, "from rank 2"),
 }
 

@@ -19,7 +19,7 @@ from dance.distributed.call import Call, Options
 from dance.distributed.section import EXACT, Section
 from dance.errors import NonFiniteError
 from dance.exchange.parts import Incoming, Outgoing, Part
-from dance.exchange.wire_call import NONFINITE
+from dance.exchange.stamp import NONFINITE
 from dance.packet import Packet
 from dance.plan import Span, chunks, shards, two_shot
 
@@ -111,7 +111,7 @@ class AllReduce:
                     parts = [piece.part(rank) for piece in row.of(rank)]
                     if parts and (phase == 0 or row.sharded):
                         call.expect(source, phase, index, parts)
-        call.start(self._accept)
+        call.start(self._accept, [rank for rank in self._peers if any(row.of(rank) for row in self._rows)])
         for section in self._sections:
             section.begin()
         for index, row in enumerate(self._rows):

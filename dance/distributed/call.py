@@ -9,23 +9,36 @@ from dataclasses import dataclass
 from dance.distributed.section import Section
 from dance.distributed.work import CallStats
 from dance.errors import NonFiniteError
+from dance.exchange.stamp import NONFINITE, Stamp
 from dance.exchange.wire import Wire
-from dance.exchange.wire_call import NONFINITE, WireCall
+from dance.exchange.wire_call import WireCall
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the caller of a collective has decided."""
+    """What the caller of a collective has decided.
+
+    ``source``, of a broadcast, and ``keys`` are only compared with those of other ranks.
+    """
 
     mean: bool = False
     nonfinite: str = "raise"
+    source: int | None = None
+    keys: Sequence[str | None] = ()
 
 
 class Call(WireCall):
     """The messages of a collective, and its stats."""
 
     def __init__(self, wire: Wire, number: int, stats: CallStats, options: Options) -> None:
-        super().__init__(wire, number, stats.collective)
+        stamp = Stamp(
+            number=number,
+            verb=stats.collective,
+            mean=options.mean,
+            source=options.source,
+            keys=options.keys,
+        )
+        super().__init__(wire, stamp)
         self._stats = stats
         self._options = options
 

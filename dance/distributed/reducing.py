@@ -19,7 +19,7 @@ from dance.distributed.launch import Launch, direct_stats, new_stats
 from dance.distributed.member import Member, member_of
 from dance.distributed.residual import Residual, absorb
 from dance.distributed.section import Section
-from dance.distributed.settings import Settings, dtype_text
+from dance.distributed.settings import Settings, check_op, check_tensors, dtype_text
 from dance.distributed.vector import Vector
 from dance.distributed.work import Work
 from dance.plan import plan
@@ -49,6 +49,8 @@ def all_reduce_tensors(
     tensors: Sequence[torch.Tensor], op: Any, codecs: Sequence[CodecLike], settings: Settings
 ) -> Work | None:
     """All-reduces ``tensors``, of one dtype and device, in place; ``codecs`` holds one for each."""
+    check_tensors("all_reduce", *tensors)
+    check_op("all_reduce", op)
     group, member = member_of(settings.group)
     settings.check("all_reduce")
     member.check_unread()
@@ -185,7 +187,7 @@ def _compressed(launch: Launch, mean: bool, bundles: Sequence[_Bundle], settings
     for bundle in bundles:
         member.check_codec(bundle.choice.codec)
     number = member.next_call()
-    options = Options(mean=mean, nonfinite=settings.nonfinite)
+    options = Options(mean=mean, nonfinite=settings.nonfinite, keys=[k for b in bundles for k in b.keys])
     stats.codec = " + ".join(dict.fromkeys(str(bundle.choice.codec) for bundle in bundles))
     algorithms = {
         plan("all_reduce", bundle.choice.codec, bundle.numel, member.world).algorithm for bundle in bundles

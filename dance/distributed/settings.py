@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,8 +33,10 @@ class Settings:
             raise ValueError(
                 f"{who}: expected a dance.ErrorFeedback as feedback, got {type(self.feedback).__name__}"
             )
-        if self.seed is not None and not 0 <= self.seed < 1 << 64:
+        if self.seed is not None and not (_is_count(self.seed) and self.seed < 1 << 64):
             raise ValueError(f"{who}: expected a seed in [0, 2^64), got {self.seed!r}")
+        if not _is_count(self.min_bytes):
+            raise ValueError(f"{who}: expected min_bytes as a number of at least 0, got {self.min_bytes!r}")
 
     def only_direct(self, tensors: Sequence[torch.Tensor], world: int, *, sums: bool = True) -> str:
         """Returns why ``tensors`` can only go uncompressed, whatever a policy might choose; "" if they can
@@ -67,6 +71,42 @@ class Settings:
             raise ValueError(
                 f"{who}: the residuals of {codec} have no bound; pass another codec or no feedback"
             )
+
+
+def check_tensors(who: str, *tensors: Any) -> None:
+    """Raises ValueError for what is no dense tensor of torch, with its elements in memory."""
+    for tensor in tensors:
+        if not isinstance(tensor, torch.Tensor):
+            kind = f"{type(tensor).__module__.partition('.')[0]}.{type(tensor).__name__}".removeprefix(
+                "builtins."
+            )
+            remedy = {
+                "numpy.ndarray": "; pass torch.from_numpy(x), which shares its memory",
+                "list": "; make a call for each, or one all_reduce_coalesced",
+            }.get(kind, "")
+            raise ValueError(f"{who}: expected a torch tensor, got {kind}{remedy}")
+        if tensor.layout is not torch.strided:
+            layout = str(tensor.layout).removeprefix("torch.")
+            raise ValueError(f"{who}: expected a dense tensor, got layout {layout}; pass tensor.to_dense()")
+        if tensor.is_meta:
+            raise ValueError(
+                f"{who}: a tensor on the meta device has no elements to send; make it on the CPU or a GPU"
+            )
+
+
+def check_op(who: str, op: Any) -> None:
+    """Raises ValueError for what is no reduction of torch, such as a codec given in its place."""
+    if not isinstance(op, (dist.ReduceOp, type(dist.ReduceOp.SUM))):
+        codec = isinstance(op, (str, Codec)) or hasattr(op, "choose")
+        remedy = f"; a codec is passed by name: codec={op!r}" if codec else ""
+        raise ValueError(f"{who}: expected an op such as ReduceOp.SUM, got {op!r}{remedy}")
+
+
+def _is_count(value: Any) -> bool:
+    try:
+        return index(value) >= 0
+    except TypeError:
+        return False
 
 
 def dtype_text(tensor: torch.Tensor) -> str:

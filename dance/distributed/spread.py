@@ -12,7 +12,7 @@ from dance.coding import decode
 from dance.distributed.call import Call
 from dance.distributed.section import Section
 from dance.exchange.parts import Incoming
-from dance.exchange.wire_call import NONFINITE
+from dance.exchange.stamp import NONFINITE
 from dance.packet import Packet
 from dance.plan import Span, chunks
 
@@ -30,7 +30,8 @@ class Spread:
     """Sends ``lanes`` and decodes what comes from rank r into ``places[r]``, as soon as it comes.
 
     ``own`` is where this rank decodes what it sends in its first lane. With ``hold`` all lanes are encoded
-    before any is sent, so that every message tells of all that is not finite.
+    before any is sent, so that every message tells of all that is not finite. With ``greet`` ranks that get
+    nothing are greeted (`WireCall.start`).
     """
 
     call: Call
@@ -39,6 +40,7 @@ class Spread:
     places: Mapping[int, torch.Tensor]
     own: torch.Tensor | None = None
     hold: bool = False
+    greet: bool = True
 
     def run(self) -> None:
         with self.call.ending([self.section]):
@@ -49,9 +51,12 @@ class Spread:
         for source, place in self.places.items():
             for index, span in enumerate(chunks(section.codec, (0, place.numel()))):
                 call.expect(source, 0, index, [section.part(span)])
-        call.start(self._accept)
-        section.begin()
         spans = [chunks(section.codec, lane.span) for lane in self.lanes]
+        targets = [
+            rank for lane, parts in zip(self.lanes, spans, strict=True) if parts for rank in lane.targets
+        ]
+        call.start(self._accept, targets if self.greet else None)
+        section.begin()
         rows = [
             [
                 (index, lane, parts[index])

@@ -36,7 +36,7 @@ class Submission:
 
     ``mean``: divide the sum by the ranks. ``targets``: how many ranks this one sends its input to, None: as
     the collective has it. ``sums``: it is a sum or a mean that is asked for, or no reduction; other
-    reductions have no compressed way.
+    reductions have no compressed way. ``source``: the rank that has what all get.
     """
 
     collective: str
@@ -46,6 +46,7 @@ class Submission:
     mean: bool = False
     targets: int | None = None
     sums: bool = True
+    source: int | None = None
 
     def run(
         self, codec: CodecLike, direct: Direct | None, compressed: Compressed, on_device: OnDevice
@@ -135,7 +136,9 @@ class Submission:
         feedback, key = settings.feedback, settings.keys[0]
         member.check_codec(choice.codec)
         number = member.next_call()
-        options = Options(mean=self.mean, nonfinite=settings.nonfinite)
+        # Neighbours may each have a key of their own.
+        keys: Sequence[str | None] = () if self.collective == "neighbor_exchange" else settings.keys
+        options = Options(mean=self.mean, nonfinite=settings.nonfinite, source=self.source, keys=keys)
         stats.codec, stats.algorithm = str(choice.codec), "one-shot"
         if self.targets is not None:
             stats.raw_bytes = self.targets * self.input.numel() * self.input.element_size()

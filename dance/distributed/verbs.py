@@ -14,10 +14,10 @@ from dance.distributed.call import Call, Options
 from dance.distributed.choice import CodecLike, by_name, named_codec, policy_of
 from dance.distributed.device import DeviceCall
 from dance.distributed.member import member_of
-from dance.distributed.reduce_scatter import ReduceScatter
 from dance.distributed.reducing import all_reduce_tensors
 from dance.distributed.section import Section
-from dance.distributed.settings import Settings
+from dance.distributed.settings import Settings, check_op, check_tensors
+from dance.distributed.shares import ReduceScatter
 from dance.distributed.spread import Lane, Spread
 from dance.distributed.submission import Submission
 from dance.distributed.work import Work
@@ -46,10 +46,11 @@ def all_reduce(
     only, as are MAX, MIN and other ops than SUM and AVG; a policy is not asked about those, nor about what is
     under ``min_bytes``: they go uncompressed, and `CallStats.reason` says why. The average is taken after
     decoding. ``feedback`` holds the residuals of ``key``: at the sender and, where the algorithm has shards,
-    at their owner, in units of the sum. Tensors of less than ``min_bytes`` go uncompressed.``seed`` is
-    the run's: each packet's is derived from it. ``nonfinite="raise"``: where the input of any rank
-    holds NaN or infinity, all ranks raise NonFiniteError after the pass (blocks that hold them count as
-    zeros), "zero": nobody does, and `CallStats.nonfinite` tells.
+    at their owner, in units of the sum. Give every tensor a key of its own: calls without one share a single
+    residual. Tensors of less than ``min_bytes`` go uncompressed. ``seed`` is the run's: each packet's is
+    derived from it. ``nonfinite="raise"``: where the input of any rank holds NaN or infinity, all ranks raise
+    NonFiniteError after the pass (blocks that hold them count as zeros), "zero": nobody does, and
+    `CallStats.nonfinite` tells.
     """
     settings = Settings(
         group=group,
@@ -120,6 +121,8 @@ def reduce_scatter_tensor(
 
     ``feedback`` keeps what this rank could not send of the whole input.
     """
+    check_tensors("reduce_scatter_tensor", output, input)
+    check_op("reduce_scatter_tensor", op)
     average = op == ReduceOp.AVG
     member = member_of(group)[1]
     world = member.world
@@ -180,6 +183,13 @@ def all_gather_into_tensor(
     nonfinite: str = "raise",
 ) -> Work | None:
     """Gathers the inputs of all ranks in ``output``, in order of rank; this rank's own is decoded, too."""
+    who = "all_gather_into_tensor"
+    check_tensors(who, output, input)
+    world = member_of(group)[1].world
+    if output.numel() != world * input.numel():
+        raise ValueError(
+            f"{who}: expected an output of {world} times {input.numel()} elements, got {output.numel()}"
+        )
     settings = Settings(
         group=group,
         async_op=async_op,
@@ -206,8 +216,13 @@ def all_gather(
     nonfinite: str = "raise",
 ) -> Work | None:
     """Gathers the tensors of all ranks in ``tensor_list``, one of the shape of ``tensor`` for each rank."""
-    if any(each.numel() != tensor.numel() for each in tensor_list):
-        raise ValueError(f"all_gather: expected tensors of {tensor.numel()} elements for the results")
+    check_tensors("all_gather", tensor, *tensor_list)
+    world, sizes = member_of(group)[1].world, [each.numel() for each in tensor_list]
+    if sizes != [tensor.numel()] * world:
+        raise ValueError(
+            f"all_gather: expected {world} tensors of {tensor.numel()} elements for the results, "
+            f"got {len(sizes)} of {sizes}"
+        )
     settings = Settings(
         group=group,
         async_op=async_op,
@@ -223,10 +238,7 @@ def all_gather(
 def _all_gather(
     outputs: Sequence[torch.Tensor], tensor: torch.Tensor, codec: CodecLike, settings: Settings
 ) -> Work | None:
-    world = member_of(settings.group)[1].world
-    numel = tensor.numel()
-    if sum(output.numel() for output in outputs) != world * numel:
-        raise ValueError(f"all_gather: expected room for {world} times {numel} elements in the output")
+    world, numel = member_of(settings.group)[1].world, tensor.numel()
 
     def gather(call: Call, section: Section, out: torch.Tensor, options: Options) -> None:
         places = [out[rank * numel : (rank + 1) * numel] for rank in range(world)]
@@ -257,13 +269,16 @@ def broadcast(
     nonfinite: str = "raise",
 ) -> Work | None:
     """Sends ``tensor`` of global rank ``src`` (``group_src``: of the group) to all, who decode it, as src."""
+    check_tensors("broadcast", tensor)
     of, member = member_of(group)
     if (src is None) == (group_src is None):
         raise ValueError(f"broadcast: expected either src or group_src, got {src} and {group_src}")
-    root = dist.get_group_rank(of, src) if group_src is None and src is not None else group_src
-    assert root is not None
-    if not 0 <= root < member.world:
-        raise ValueError(f"broadcast: expected a group_src in [0, {member.world}), got {group_src}")
+    name, given, ranks = "group_src", group_src, list(range(member.world))
+    if src is not None:
+        name, given, ranks = "src", src, dist.get_process_group_ranks(of)
+    if given not in ranks:
+        raise ValueError(f"broadcast: expected as {name} one of the ranks {ranks}, got {given!r}")
+    root = ranks.index(given)
     settings = Settings(
         group=group,
         async_op=async_op,
@@ -287,6 +302,7 @@ def broadcast(
         outputs=[tensor],
         settings=settings,
         targets=None if member.rank == root else 0,
+        source=root,
     ).run(
         codec,
         lambda own, x, out, later: dist.broadcast(x, group=own, group_src=root, async_op=later),
@@ -314,6 +330,7 @@ def all_to_all_single(
     ranks then pass, ``min_bytes`` counts for nothing and a policy is refused: inputs differ in size, so that
     ranks would not decide alike.
     """
+    check_tensors("all_to_all_single", output, input)
     _, member = member_of(group)
     if input_split_sizes is not None or output_split_sizes is not None:
         min_bytes = 0
@@ -389,6 +406,7 @@ def neighbor_exchange(
     ``sources`` (None: the neighbors) must be those that name this rank as a neighbor; all ranks of the group
     call it, those without any neighbor, too. Nothing goes uncompressed for being small.
     """
+    check_tensors("neighbor_exchange", tensor, *tensor_list)
     _, member = member_of(group)
     given = list(neighbors) if sources is None else list(sources)
     for rank in (*neighbors, *given):
@@ -411,7 +429,7 @@ def neighbor_exchange(
     def spread(call: Call, section: Section, out: torch.Tensor, options: Options) -> None:
         places = {rank: out[k * numel : (k + 1) * numel] for k, rank in enumerate(given)}
         lanes = [Lane(span=(0, numel), targets=list(neighbors))] if neighbors else []
-        Spread(call=call, section=section, lanes=lanes, places=places).run()
+        Spread(call=call, section=section, lanes=lanes, places=places, greet=False).run()
 
     def on_device(call: DeviceCall, section: Section, out: torch.Tensor) -> None:
         places = {rank: out[k * numel : (k + 1) * numel] for k, rank in enumerate(given)}

@@ -79,13 +79,17 @@ class Outgoing:
 
 @dataclass
 class Incoming:
-    """A message to come from ``source``: the ``index``-th of a phase."""
+    """A message to come from ``source``: the ``index``-th of a phase. ``announced``: its first header comes
+    alone; ``first``: of the phase from that source; ``greeting``: that header is all of it.
+    """
 
     source: int
     phase: int
     index: int
     parts: Sequence[Part]
     announced: bool
+    first: bool = False
+    greeting: bool = False
     header: torch.Tensor | None = None
     header_work: Any = None
     buffer: torch.Tensor | None = None

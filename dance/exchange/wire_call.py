@@ -9,7 +9,10 @@ later: who computes or sleeps before it sends changes nothing. A message whose s
 Everything else streams without waiting for anybody.
 
 Tags follow from the number of the call, so whatever a faulty peer leaves behind is never taken for something
-later. The header's `round` holds that number and two flags, so that all ranks learn of trouble at one.
+later. The first header of a phase has the same tag whatever the call is, and the `round` of all headers says
+which call it is (`stamp`), with two flags, so that all ranks learn of trouble at one. Between ranks that have
+nothing to say to each other first, a header of no elements, a greeting, goes both ways: so of any two ranks
+that mean to make different calls both find out at once.
 """
 
 from __future__ import annotations
@@ -21,24 +24,22 @@ from typing import Any
 
 import torch
 
-from dance.codecs import HEADER_NBYTES
+from dance.codecs import HEADER_NBYTES, Uncompressed
 from dance.errors import FrameError, PeerError
 from dance.exchange.parts import Incoming, Outgoing, Part, layout
+from dance.exchange.stamp import FLAGS, NONFINITE, REFUSED, Stamp, differs, is_same_call
 from dance.exchange.waiting import drains
 from dance.exchange.wire import Wire
 from dance.exchange.wire_time import union_s
 from dance.header import Header, parse_header
 from dance.packet import Packet
 
-NONFINITE = 1 << 31  # in `round`: the input of a rank held NaN or infinity; its blocks count as zeros
-REFUSED = 1 << 30  # in `round`: the sender had to refuse a packet that went into this one
-_CALL = REFUSED - 1
-
 _FIRST_TAG = (1 << 30) + (1 << 21)  # clear of ProcessGroupExchange and of the small tags of other users
 _TAGS_A_CALL = 1 << 11
 _TAGS_A_PHASE = 1 << 10
 _CALLS = 1 << 18
 MAX_MESSAGES = _TAGS_A_PHASE // 2  # of one phase from one source
+_GREETING = Part(Uncompressed(), 0)
 
 
 class WireCall:
@@ -49,9 +50,9 @@ class WireCall:
     None for one that was refused.
     """
 
-    def __init__(self, wire: Wire, number: int, name: str) -> None:
+    def __init__(self, wire: Wire, stamp: Stamp) -> None:
         self._wire = wire
-        self._name = name
+        self._name = stamp.verb
         self.rank, self.world = wire.rank, wire.world
         # Tried beginning with the next rank, so that not all begin with rank 0: no gain at 100 Mbit/s.
         self.peers = [rank for rank in range(wire.world) if rank != wire.rank]
@@ -61,8 +62,9 @@ class WireCall:
             raise PeerError(wire.broken)
         self._receiving_memory.reset()
         self._sending_memory.reset()
-        self._number = number & _CALL
-        self._tag = _FIRST_TAG + number % _CALLS * _TAGS_A_CALL
+        self._number = stamp.number
+        self._stamp = stamp.bits()
+        self._tag = _FIRST_TAG + self._number % _CALLS * _TAGS_A_CALL
         self._deadline_s = time.monotonic() + wire.timeout_s
         self.flags = 0  # NONFINITE, REFUSED: of this rank and of all that it has heard
         self.nonfinite_at: list[int] = []  # ranks whose packets said so
@@ -78,7 +80,7 @@ class WireCall:
         self._arrived: dict[tuple[int, int], int] = {}
         self._condition = threading.Condition()
         self._receiving = 0
-        self._inline: Callable[[], None] | None = None
+        self._inline: list[Callable[[], None]] = []
         self._intervals: list[tuple[float, float]] = []  # when payloads were on the wire, in seconds
         self._deliveries: list[tuple[int, int, float]] = []  # for the meters: source, bytes, seconds
         self._called_s: dict[int, float] = {}  # by target: when it could know that it may send its payload
@@ -97,29 +99,47 @@ class WireCall:
         messages = self._expected.setdefault(source, [])
         first = not messages or messages[-1].phase != phase
         varies = not parts[0].codec.fixed_size
-        messages.append(Incoming(source, phase, index, parts, announced=first or varies))
+        messages.append(Incoming(source, phase, index, parts, announced=first or varies, first=first))
 
-    def start(self, accept: Callable[[Incoming], None]) -> None:
-        """Posts what may be posted and starts to receive; `finish` or `leave` has to follow."""
+    def start(self, accept: Callable[[Incoming], None], targets: Sequence[int] | None) -> None:
+        """Posts what may be posted and starts to receive; `finish` or `leave` has to follow.
+
+        ``targets`` are the ranks that this one has a message of phase 0 for. All others get a greeting, and
+        one is expected of those that no message of phase 0 is; None: greetings are no part of this call.
+        """
         self._under_way = True
+        if targets is not None:
+            for source in self.peers:
+                messages = self._expected.setdefault(source, [])
+                if not messages or messages[0].phase:
+                    greeting = Incoming(source, 0, 0, [_GREETING], announced=True, first=True, greeting=True)
+                    messages.insert(0, greeting)
         for source, messages in self._expected.items():
-            if messages[0].phase == 0:  # later phases may wait for what we send
+            # Later phases may wait for what we send, and a greeting needs no receive that a payload delays.
+            if messages[0].phase == 0 and not messages[0].greeting:
                 self._gates[source] = []
             for message in messages:
                 if message.announced:
                     # Memory of its own: a receive that a faulty peer leaves open outlives the call.
                     message.header = torch.empty(HEADER_NBYTES, dtype=torch.uint8)
-                    message.header_work = self._wire.receive(message.header, source, self._tag_of(message))
+                    tag = self._header_tag(message.phase, message.index, message.first)
+                    message.header_work = self._wire.receive(message.header, source, tag)
                 message.buffer = self._receiving_memory.take(layout(message.parts)[1])
-        tasks = [
-            (source, self._receiving_task(source, messages, accept))
-            for source, messages in self._expected.items()
-        ]
-        self._receiving = len(tasks)
-        if len(tasks) == 1 and len(self._expected[tasks[0][0]]) == 1:
-            self._inline = tasks[0][1]  # nothing can be gained from a thread
+        if targets is not None:
+            self._greet([rank for rank in self.peers if rank not in targets])
+        greetings, tasks = [], []
+        for source, messages in self._expected.items():
+            task = self._receiving_task(source, messages, accept)
+            if messages[-1].greeting:
+                greetings.append(task)
+            else:
+                tasks.append((source, task, len(messages)))
+        self._receiving = len(greetings) + len(tasks)
+        self._inline = greetings  # nothing can be gained from a thread
+        if len(tasks) == 1 and tasks[0][2] == 1:
+            self._inline = [tasks[0][1], *greetings]
             return
-        for source, task in tasks:
+        for source, task, _ in tasks:
             self._wire.receiver(source).submit(task)
 
     def wait_for(self, phase: int, index: int, count: int) -> None:
@@ -175,8 +195,8 @@ class WireCall:
         return union_s(self._intervals)
 
     def _run_inline(self) -> None:
-        if self._inline is not None:
-            task, self._inline = self._inline, None
+        tasks, self._inline = self._inline, []
+        for task in tasks:
             task()
 
     def _receiving_task(
@@ -210,6 +230,11 @@ class WireCall:
                         self._drain(message)
                         self._skip(messages[k:], accept, posted=k > 0)
                         return
+                    if message.greeting:
+                        if head is not None:
+                            self._hear(head)
+                        self._post(messages[1:])
+                        continue
                     self._post_rest(message, head)
                 if head is None:
                     _memory(message)[:HEADER_NBYTES] = message.header  # type: ignore[assignment]
@@ -254,6 +279,10 @@ class WireCall:
         except FrameError as error:
             self._refuse(source, FrameError(f"{who}: {error}"))
             return None, part.codec.fixed_size
+        other = differs(self._stamp, header.round)
+        if other:
+            self._refuse(source, PeerError(f"{who}: {other}"))
+            return None, False
         try:
             part.check(header)
         except FrameError as error:
@@ -269,9 +298,9 @@ class WireCall:
     def _check_stamp(self, header: Header, source: int) -> None:
         if header.sender != source:
             raise PeerError(f"the packet says that it is from rank {header.sender}")
-        if header.round & _CALL != self._number:
+        if not is_same_call(self._stamp, header.round):
             raise PeerError(
-                f"the packet is of call {header.round & _CALL}, this is call {self._number} of the group; "
+                f"the packet is of another call than this one, number {self._number} of the group; "
                 "do all ranks make the same calls?"
             )
 
@@ -329,7 +358,7 @@ class WireCall:
                 )
             message.packets.append(packet)
         self.check_s.append(time.perf_counter() - start_s)
-        num_bytes = memory.numel() - (HEADER_NBYTES if head is not None else 0)
+        num_bytes = memory.numel() - (HEADER_NBYTES if message.announced else 0)
         self._count(num_bytes)
         return num_bytes
 
@@ -338,9 +367,9 @@ class WireCall:
             self.bytes_received += num_bytes
 
     def _hear(self, header: Header) -> None:
-        if header.round > _CALL:
+        if header.round & FLAGS:
             with self._condition:
-                self.flags |= header.round & ~_CALL
+                self.flags |= header.round & FLAGS
                 if header.round & NONFINITE:
                     self.nonfinite_at.append(header.sender)
             if header.round & REFUSED:
@@ -360,9 +389,10 @@ class WireCall:
         works = [work for message in messages for work in (message.header_work, message.work)]
         self._keep([work for work in works if work is not None])
         for message in messages:
-            message.packets = [None] * len(message.parts)
-            accept(message)
-            self._arrive(message)
+            if not message.greeting:
+                message.packets = [None] * len(message.parts)
+                accept(message)
+                self._arrive(message)
 
     def _keep(self, what: Sequence[Any]) -> None:
         if what:
@@ -389,21 +419,31 @@ class WireCall:
     def send(self, message: Outgoing, targets: Sequence[int], phase: int, index: int) -> None:
         """Stamps ``message`` with the flags so far and sends it to ``targets``; nothing waits."""
         start_s = time.perf_counter()
-        buffer = message.seal(self.rank, self._number | self.flags)
+        buffer = message.seal(self.rank, self._stamp | self.flags)
         self.seal_s += time.perf_counter() - start_s
         tag = self._tag + phase * _TAGS_A_PHASE + 2 * index
         varies = not message.parts[0].codec.fixed_size
         for target in targets:
-            if varies or (phase, target) not in self._announced:
+            first = (phase, target) not in self._announced
+            if varies or first:
                 self._announced.add((phase, target))
                 if phase == 0:
                     self._called_s[target] = time.monotonic()
-                self._sends.append((self._wire.send(buffer[:HEADER_NBYTES], target, tag), target))
+                header, at = buffer[:HEADER_NBYTES], self._header_tag(phase, index, first)
+                self._sends.append((self._wire.send(header, target, at), target))
                 if buffer.numel() > HEADER_NBYTES:
                     self._send_in_turn(buffer[HEADER_NBYTES:], target, tag + 1)
             else:
                 self._send_in_turn(buffer, target, tag)
             self.bytes_sent += buffer.numel()
+
+    def _greet(self, targets: Sequence[int]) -> None:
+        if targets:
+            greeting = self.outgoing([_GREETING]).seal(self.rank, self._stamp | self.flags)
+            for target in targets:
+                self._announced.add((0, target))
+                self._sends.append((self._wire.send(greeting, target, self._tag), target))
+                self.bytes_sent += greeting.numel()
 
     def _send_in_turn(self, buffer: torch.Tensor, target: int, tag: int) -> None:
         """Sends now, or when the receives from this rank are posted.
@@ -425,6 +465,9 @@ class WireCall:
 
     def _tag_of(self, message: Incoming) -> int:
         return self._tag + message.phase * _TAGS_A_PHASE + 2 * message.index
+
+    def _header_tag(self, phase: int, index: int, first: bool) -> int:
+        return self._tag + phase * _TAGS_A_PHASE + (0 if first else 2 * index)
 
 
 def _memory(message: Incoming) -> torch.Tensor:

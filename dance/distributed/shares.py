@@ -10,7 +10,7 @@ from dance.coding import reduce
 from dance.distributed.call import Call, Options
 from dance.distributed.section import EXACT, Section
 from dance.exchange.parts import Incoming, Part
-from dance.exchange.wire_call import NONFINITE
+from dance.exchange.stamp import NONFINITE
 from dance.packet import Packet
 from dance.plan import chunks
 
@@ -38,7 +38,7 @@ class ReduceScatter:
         for source in peers:
             for index, span in enumerate(spans):
                 call.expect(source, 0, index, [section.part(span)])
-        call.start(self._accept)
+        call.start(self._accept, peers if spans else [])
         section.begin()
         for index, (start, stop) in enumerate(spans):
             messages = []
