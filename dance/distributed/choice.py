@@ -54,7 +54,12 @@ def by_name(like: CodecLike, key: str | None) -> CodecLike:
 
 def policy_of(member: Member, like: CodecLike, *, feedback: bool) -> Any:
     """Returns the policy that ``like`` is, None where it is a codec."""
-    if isinstance(like, str) and like.strip() == "auto":
+    if isinstance(like, str) and like.strip().partition(":")[0].lower() == "auto":
+        if like.strip() != "auto":
+            raise ValueError(
+                f"codec {like!r}: did you mean 'auto'? It takes no options as a text; with options pass a "
+                "policy such as codec=dance.policy.Auto(budget_s=0.05)"
+            )
         policy = member.auto.get(feedback)
         if policy is None:
             policy = member.auto[feedback] = Auto()

@@ -50,13 +50,25 @@ def probe(group: dist.ProcessGroup | None = None) -> None:
     """Measures the link from the previous rank of the ring, for `links`, before there is anything to send.
 
     All ranks call it together. Each sends the next one 64 KiB and 1 MiB in turn, three times, uncompressed;
-    the receiver times every payload from its header on. `stats` counts them as neighbor_exchange.
+    the receiver times every payload from its header on. `stats` counts them as neighbor_exchange. In
+    one small all-reduce the ranks then agree on the slowest link, which ``codec="auto"`` believes in until it
+    has measured a call.
     """
-    member = member_of(group)[1]
+    of, member = member_of(group)
     if member.world == 1:
         return
     following, previous = (member.rank + 1) % member.world, (member.rank - 1) % member.world
     for _ in range(_PROBES):
         for numel in _PROBE_NUMELS:
             came, sent = torch.empty(numel), torch.zeros(numel)
-            neighbor_exchange([came], sent, [following], sources=[previous], codec="none", group=group)
+            neighbor_exchange([came], sent, [following], sources=[previous], codec="none", group=of)
+    estimate = member.wire.links[previous, member.rank].estimate()
+    slowest = torch.zeros(2, dtype=torch.float64)  # seconds of 10^6 bits, and of none
+    if estimate is not None:
+        slowest = torch.tensor([1.0 / estimate.rate_mbps, estimate.latency_s], dtype=torch.float64)
+    dist.all_reduce(slowest, dist.ReduceOp.MAX, group=of)
+    seconds, latency_s = slowest.tolist()
+    for feedback in (False, True):
+        auto = policy_of(member, "auto", feedback=feedback)
+        if seconds > 0.0 and auto.link_estimate() is None:
+            auto.believe(rate_mbps=1.0 / seconds, latency_s=latency_s)

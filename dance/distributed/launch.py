@@ -13,6 +13,7 @@ import torch.distributed as dist
 from dance.distributed.choice import Choice
 from dance.distributed.member import Member
 from dance.distributed.work import CallStats, Work, guarded
+from dance.exchange.waiting import why_late
 from dance.plan import plan
 
 Body = Callable[[], "torch.cuda.Event | None"]
@@ -76,9 +77,9 @@ class Launch:
             torch.cuda.synchronize()  # for a policy wants to know what the call takes
         start_s = time.monotonic()
         if on_gpu or not self.async_op:
-            pending = start(self.async_op)
-            if pending is not None:
-                pending.wait()  # of NCCL it is in a stream, and the host goes on; of gloo it waits
+            error = guarded(lambda: _wait(start(self.async_op)))
+            if error is not None:
+                raise _explained(error)
             after()
             if timed:
                 torch.cuda.synchronize()
@@ -103,7 +104,8 @@ class Launch:
         del self.group  # gloo's thread, which drops ``done``, would wait for itself if it ended the group
 
         def done(future: Any) -> None:
-            error = guarded(future.wait) or guarded(after)
+            error = guarded(future.wait)
+            error = guarded(after) if error is None else _explained(error)
             self.stats.seconds = self._taken_s(start_s, time.monotonic())
             work.finish(self._told(error))
 
@@ -135,6 +137,19 @@ class Launch:
         for choice in self.choices:
             if choice.policy is not None and self.member.agreement(choice.policy).share(self.group):
                 self.member.totals.agreed()
+
+
+def _wait(pending: Any) -> None:
+    if pending is not None:
+        pending.wait()  # of NCCL it is in a stream, and the host goes on; of gloo it waits
+
+
+def _explained(error: BaseException) -> BaseException:
+    """Adds to torch's error of a timeout, as a note, what may be the matter (from Python 3.11 on)."""
+    why = why_late(error)
+    if why and hasattr(error, "add_note"):
+        error.add_note(f"dance.distributed: {why}")
+    return error
 
 
 def direct_stats(stats: CallStats) -> CallStats:

@@ -21,6 +21,16 @@ def lost(what: str, error: BaseException) -> str:
     return f"{what} did not get through ({reason}); the process group is of no more use"
 
 
+def why_late(error: BaseException) -> str:
+    """Returns what may be the matter when ``error`` is that of a timeout; else ""."""
+    if "timed out" not in str(error).lower():
+        return ""
+    return (
+        "a rank may have ended or be late, or ranks may differ in codec, min_bytes, or the size of a tensor: "
+        "one that compresses and one that does not wait for each other"
+    )
+
+
 def drains(payload_nbytes: int, numel: int) -> bool:
     """Returns whether a refused payload is worth its memory: of no more bytes than ``numel`` floats and some
     take, it is received all the same, so that its sender may go on.

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from dance.errors import PeerError
 from dance.exchange.arena import Arena
 from dance.exchange.traffic import Meters
-from dance.exchange.waiting import lost, wait_until
+from dance.exchange.waiting import lost, wait_until, why_late
 from dance.exchange.worker import Worker
 
 _MOST_DELIVERIES = 256  # that wait for somebody to look at the meters, which remember 24 of a link
@@ -71,7 +71,8 @@ class Wire:
 
     def breaks(self, what: str, error: BaseException) -> PeerError:
         if self.broken is None:
-            self.broken = lost(what, error)
+            why = why_late(error)
+            self.broken = lost(what, error) + (f"; {why}" if why else "")
         return PeerError(self.broken)
 
     def keep(self, number: int, what: Sequence[Any]) -> None:
