@@ -89,6 +89,14 @@ def _other_arguments(rank: int, world: int) -> None:
     feedback = ErrorFeedback("int8")
     given: dict[str, Any] = {"min_bytes": 0, "feedback": feedback}
     _refused(lambda group: dd.all_reduce(x, key=key, group=group, **given), "another key", next(groups))
+    # One message of two packets, of which the receiver expects the first alone.
+    more = [x, torch.ones(300)] if odd else [x]
+    codecs = ["int8", "bf16"][: len(more)]
+    _refused(
+        lambda group: dd.all_reduce_coalesced(more, codec=codecs, min_bytes=0, group=group),
+        "another number of tensors",
+        next(groups),
+    )
     keys = ["a", "b"] if odd else ["b", "a"]
     two = [torch.ones(NUMEL), torch.ones(NUMEL)]
     _refused(
@@ -96,6 +104,24 @@ def _other_arguments(rank: int, world: int) -> None:
         "another key",
         next(groups),
     )
+
+
+def _late_row(rank: int) -> None:
+    """Rank 0's first message for rank 2 is its second: the first row has no shard of rank 2."""
+    _small_rules()
+    both = [torch.ones(512), torch.ones(100)]
+    calls: list[Call] = [
+        lambda group: dd.all_reduce_coalesced(both, codec=["bf16", "fp16"], min_bytes=0, group=group),
+        lambda group: dd.all_gather_into_tensor(
+            torch.ones(3 * 512), torch.ones(512), codec="bf16", min_bytes=0, group=group
+        ),
+    ]
+    group = dist.new_group(timeout=timedelta(seconds=30))
+    _refused(calls[rank == 2], "it calls all_(reduce|gather), this rank", group)
+
+
+def test_the_first_header_is_found_whatever_message_it_belongs_to() -> None:
+    run_ranks(_late_row, 3)
 
 
 @pytest.mark.parametrize("world", [2, 3])

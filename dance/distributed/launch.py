@@ -13,7 +13,7 @@ import torch.distributed as dist
 from dance.distributed.choice import Choice
 from dance.distributed.member import Member
 from dance.distributed.work import CallStats, Work, guarded
-from dance.exchange.waiting import why_late
+from dance.exchange.waiting import why_lost
 from dance.plan import plan
 
 Body = Callable[[], "torch.cuda.Event | None"]
@@ -145,8 +145,8 @@ def _wait(pending: Any) -> None:
 
 
 def _explained(error: BaseException) -> BaseException:
-    """Adds to torch's error of a timeout, as a note, what may be the matter (from Python 3.11 on)."""
-    why = why_late(error)
+    """Adds to torch's error, as a note (from Python 3.11 on), what may be the matter with a lost peer."""
+    why = why_lost(error)
     if why and hasattr(error, "add_note"):
         error.add_note(f"dance.distributed: {why}")
     return error

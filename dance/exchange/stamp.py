@@ -58,5 +58,8 @@ def differs(mine: int, theirs: int) -> str:
         )
     if (mine ^ theirs) >> _DIGEST & 0xFFFF:
         what = "src or key" if VERBS[ours] == "broadcast" else "key"
-        return f"it passes another {what} than this rank; pass the same, in the same order, at all ranks"
+        return (
+            f"it passes another {what} than this rank, or another number of tensors; pass the same, in the "
+            "same order, at all ranks"
+        )
     return ""

@@ -21,9 +21,12 @@ def lost(what: str, error: BaseException) -> str:
     return f"{what} did not get through ({reason}); the process group is of no more use"
 
 
-def why_late(error: BaseException) -> str:
-    """Returns what may be the matter when ``error`` is that of a timeout; else ""."""
-    if "timed out" not in str(error).lower():
+def why_lost(error: BaseException) -> str:
+    """Returns what may be the matter when ``error`` is that of a timeout, here or at the peer, who then
+    closes connections; else "".
+    """
+    text = str(error).lower()
+    if not any(word in text for word in ("timed out", "timeout", "connection")):
         return ""
     return (
         "a rank may have ended or be late, or ranks may differ in codec, min_bytes, or the size of a tensor: "

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from dance.errors import PeerError
 from dance.exchange.arena import Arena
 from dance.exchange.traffic import Meters
-from dance.exchange.waiting import lost, wait_until, why_late
+from dance.exchange.waiting import lost, wait_until, why_lost
 from dance.exchange.worker import Worker
 
 _MOST_DELIVERIES = 256  # that wait for somebody to look at the meters, which remember 24 of a link
@@ -71,7 +71,7 @@ class Wire:
 
     def breaks(self, what: str, error: BaseException) -> PeerError:
         if self.broken is None:
-            why = why_late(error)
+            why = why_lost(error)
             self.broken = lost(what, error) + (f"; {why}" if why else "")
         return PeerError(self.broken)
 

@@ -9,14 +9,15 @@ later: who computes or sleeps before it sends changes nothing. A message whose s
 Everything else streams without waiting for anybody.
 
 Tags follow from the number of the call, so whatever a faulty peer leaves behind is never taken for something
-later. The first header of a phase has the same tag whatever the call is, and the `round` of all headers says
-which call it is (`stamp`), with two flags, so that all ranks learn of trouble at one. Between ranks that have
-nothing to say to each other first, a header of no elements, a greeting, goes both ways: so of any two ranks
+later. The first message of a phase has the same tags whatever the call is, and the `round` of all headers
+says which call it is (`stamp`), with two flags, so that all ranks learn of trouble at one. Where a rank has
+nothing to say to another at first, a header of no elements, a greeting, takes its place: so of any two ranks
 that mean to make different calls both find out at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -122,8 +123,7 @@ class WireCall:
                 if message.announced:
                     # Memory of its own: a receive that a faulty peer leaves open outlives the call.
                     message.header = torch.empty(HEADER_NBYTES, dtype=torch.uint8)
-                    tag = self._header_tag(message.phase, message.index, message.first)
-                    message.header_work = self._wire.receive(message.header, source, tag)
+                    message.header_work = self._wire.receive(message.header, source, self._tag_of(message))
                 message.buffer = self._receiving_memory.take(layout(message.parts)[1])
         if targets is not None:
             self._greet([rank for rank in self.peers if rank not in targets])
@@ -305,12 +305,14 @@ class WireCall:
             )
 
     def _drain(self, message: Incoming) -> None:
-        """Takes what was announced in vain, so that its sender may go on, if its size is credible."""
-        work = None
-        try:
-            announced = parse_header(message.header).payload_nbytes
-        except FrameError:
-            announced = 0
+        """Takes what was announced in vain, so that its sender may go on, if its size is credible. Who makes
+        another call finds out by itself, and its message may hold more than the header says.
+        """
+        work, announced = None, 0
+        with contextlib.suppress(FrameError):
+            header = parse_header(message.header)
+            if not differs(self._stamp, header.round):
+                announced = header.payload_nbytes
         if len(message.parts) == 1 and announced > 0 and drains(announced, message.parts[0].numel):
             buffer = torch.empty(announced, dtype=torch.uint8)
             work = self._wire.receive(buffer, message.source, self._tag_of(message) + 1)
@@ -421,16 +423,15 @@ class WireCall:
         start_s = time.perf_counter()
         buffer = message.seal(self.rank, self._stamp | self.flags)
         self.seal_s += time.perf_counter() - start_s
-        tag = self._tag + phase * _TAGS_A_PHASE + 2 * index
         varies = not message.parts[0].codec.fixed_size
         for target in targets:
             first = (phase, target) not in self._announced
+            tag = self._tag_at(phase, index, first)
             if varies or first:
                 self._announced.add((phase, target))
                 if phase == 0:
                     self._called_s[target] = time.monotonic()
-                header, at = buffer[:HEADER_NBYTES], self._header_tag(phase, index, first)
-                self._sends.append((self._wire.send(header, target, at), target))
+                self._sends.append((self._wire.send(buffer[:HEADER_NBYTES], target, tag), target))
                 if buffer.numel() > HEADER_NBYTES:
                     self._send_in_turn(buffer[HEADER_NBYTES:], target, tag + 1)
             else:
@@ -464,9 +465,9 @@ class WireCall:
                 self._sends.append((self._wire.send(buffer, target, tag), target))
 
     def _tag_of(self, message: Incoming) -> int:
-        return self._tag + message.phase * _TAGS_A_PHASE + 2 * message.index
+        return self._tag_at(message.phase, message.index, message.first)
 
-    def _header_tag(self, phase: int, index: int, first: bool) -> int:
+    def _tag_at(self, phase: int, index: int, first: bool) -> int:
         return self._tag + phase * _TAGS_A_PHASE + (0 if first else 2 * index)
 
 
