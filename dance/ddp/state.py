@@ -165,7 +165,7 @@ class CompressionState:
         self.layout.end_step()
 
     def count_factored(self, numel: int, dtype: str) -> None:
-        """Notes that ``numel`` elements go by way of `factors`, which count their bytes themselves."""
+        """Notes that ``numel`` elements go by way of `factors`, which count what that takes themselves."""
         raw = plan("all_reduce", "none", numel, self._world, dtype=dtype)
         call = CallStats(
             collective="all_reduce",
@@ -180,7 +180,8 @@ class CompressionState:
     def stats(self) -> dict[str, Any]:
         """Returns running totals of this rank, as `dance.distributed.stats` has them, and the steps."""
         totals = {"steps": self.step, **self._totals.read()}
-        totals["bytes_sent"] += self.factors.bytes_sent
+        for name, value in self.factors.stats().items():
+            totals[name] += value
         return totals
 
     def rescale(self, factor: float) -> None:
