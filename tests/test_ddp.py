@@ -382,6 +382,11 @@ def test_what_ddp_and_the_state_refuse_says_what_to_do() -> None:
 
 def _refused(rank: int) -> list[str]:
     messages: list[str] = []
+    with pytest.warns(
+        UserWarning, match=r"no parameter fits the rule 'head\.\*'.*such as 'first.weight'"
+    ) as warned:
+        dance.ddp.attach(wrap(Terms()), "int8", rules={"*.bias": "fp16", "head.*": "fp16", "first.*": "none"})
+    assert len(warned) == 1
 
     def note(call: Callable[..., Any], *args: Any, **options: Any) -> None:
         try:
