@@ -19,6 +19,7 @@ import torch.distributed as dist
 import dance.distributed as dd
 import dance.feedback
 from dance.codecs import Codec
+from dance.codecs import codec as to_codec
 from dance.feedback import ErrorFeedback
 
 Parameters: TypeAlias = "torch.nn.Module | Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]"
@@ -101,10 +102,20 @@ class LocalSGD:
     ) -> None:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"local_sgd: expected every to be a number of steps, at least 1, got {every!r}")
+        if isinstance(outer_optimizer, torch.optim.Optimizer) or not callable(outer_optimizer):
+            raise ValueError(
+                "local_sgd: expected outer_optimizer to make an optimizer from a list of tensors, got "
+                f"{type(outer_optimizer).__name__}; pass functools.partial(torch.optim.SGD, lr=0.5), say"
+            )
+        if not dist.is_initialized():
+            raise ValueError(
+                "local_sgd: torch.distributed is not initialised; run under torchrun and call "
+                "torch.distributed.init_process_group('gloo')"
+            )
         self._parameters, self._buffers = _of(parameters)
         self.every = every
-        self.codec = codec
-        self.feedback = _feedback(codec) if feedback is True else feedback or None
+        self.codec = to_codec(codec) if isinstance(codec, str) and codec != "auto" else codec
+        self.feedback = _feedback(self.codec) if feedback is True else feedback or None
         self.round = 0  # outer steps taken
         self.bytes_sent = 0
         self.raw_bytes = 0  # what the same outer steps would have sent uncompressed
@@ -288,7 +299,7 @@ def _of(parameters: Parameters) -> tuple[dict[str, torch.Tensor], dict[str, torc
 
 def _feedback(codec: Any) -> ErrorFeedback:
     """Returns an error feedback; a policy's residuals fit any codec."""
-    return ErrorFeedback(codec if isinstance(codec, str | Codec) and codec != "auto" else "int8")
+    return ErrorFeedback(codec if isinstance(codec, Codec) else "int8")
 
 
 def _vectors(

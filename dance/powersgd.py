@@ -17,12 +17,13 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 from torch.futures import Future
 
+from dance.codecs.value import parse
 from dance.exchange.group_ref import GroupRef
 from dance.packet import derive_seed
 from dance.plan import plan
@@ -40,6 +41,9 @@ class PowerSGD:
     rows; it goes uncompressed where its factors would not be smaller by ``min_compression``, as vectors do.
     """
 
+    name: ClassVar[str] = "powersgd"
+    examples: ClassVar[tuple[str, ...]] = ("powersgd:rank=4",)
+
     rank: int = 4
     min_compression: float = 2.0
 
@@ -52,18 +56,10 @@ class PowerSGD:
     @classmethod
     def parse(cls, text: str) -> PowerSGD:
         """Returns the settings that ``text`` describes, such as "powersgd" or "powersgd:rank=2"."""
-        name, _, rest = text.strip().partition(":")
-        kinds = {"rank": int, "min_compression": float}
-        options: dict[str, Any] = {}
-        for item in rest.split(",") if rest else ():
-            key, _, value = item.partition("=")
-            try:
-                options[key.strip()] = kinds[key.strip()](value)
-            except (KeyError, ValueError):
-                name = ""
-        if name != "powersgd":
-            raise ValueError(f"unknown algorithm {text!r}; there is powersgd:rank=4,min_compression=2")
-        return cls(**options)
+        kinds: Any = {cls.name: cls}  # no codec, but written like one
+        settings: Any = parse(text, kinds)
+        assert isinstance(settings, cls)
+        return settings
 
     def __str__(self) -> str:
         shown = [

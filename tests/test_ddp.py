@@ -415,8 +415,15 @@ def _refused(rank: int) -> list[str]:
 def test_arguments_are_checked() -> None:
     for options, pattern in (
         ({"codec": "int9"}, "unknown codec 'int9'"),
-        ({"codec": 8}, "expected a codec, a policy or PowerSGD, got int"),
-        ({"codec": "powersgd:rank=x"}, "unknown algorithm 'powersgd:rank=x'"),
+        ({"codec": 8}, "expected a codec, a policy or PowerSGD, got int 8;"),
+        ({"codec": "powersgd:rank=x"}, "codec 'powersgd:rank=x': expected an integer for rank, got 'x'"),
+        ({"codec": "powersgd:rnk=4"}, "unknown option 'rnk=4'; powersgd has rank=4, min_compression=2.0"),
+        (
+            {"codec": "powersdg:rank=4"},
+            r"did you mean powersgd:rank=4\? choose from none, .*, powersgd, auto",
+        ),
+        ({"codec": "Auto"}, "did you mean auto"),
+        ({"rules": {"*.bias": "powersgd"}}, "only dance.ddp accepts it"),
         ({"codec": "powersgd", "feedback": False}, "PowerSGD does not converge without feedback"),
         (
             {"codec": "qsgd:levels=3,block=4096", "feedback": True},

@@ -196,10 +196,12 @@ def refuse(rank: int) -> list[str]:
         lambda: LocalSGD({}, every=1),
         lambda: LocalSGD({"x": torch.zeros(3, dtype=torch.int64)}, every=1),
         lambda: OuterSGD([torch.zeros(3)], momentum=1.0),
+        lambda: LocalSGD({"x": torch.zeros(3)}, every=1, outer_optimizer=OuterSGD([torch.zeros(3)])),
+        lambda: LocalSGD({"x": torch.zeros(3)}, every=1, codec="powersgd:rank=4", feedback=False),
     )
     said = []
     for each in wrong:
-        with pytest.raises(ValueError, match=r"local_sgd|OuterSGD") as caught:
+        with pytest.raises(ValueError, match=r"local_sgd|OuterSGD|dance\.ddp") as caught:
             each()
         said.append(str(caught.value))
     x = torch.zeros(3)
@@ -440,5 +442,11 @@ def test_what_is_not_finite_is_told_to_all() -> None:
 
 def test_what_cannot_be_is_refused() -> None:
     words = ("differ between ranks", "every", "named_parameters", "at least one", "cast", "momentum")
+    words += ("got OuterSGD; pass functools.partial", "only dance.ddp accepts it")
     for text, word in zip(ran(2)[0]["refuse"], words, strict=True):
         assert word in text
+
+
+def test_without_a_group_it_says_what_to_call() -> None:
+    with pytest.raises(ValueError, match=r"local_sgd: .*init_process_group\('gloo'\)"):
+        LocalSGD({"x": torch.zeros(3)}, every=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -11,8 +12,9 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import dance.feedback
-from dance.codecs import Codec, Like
+from dance.codecs import CODECS, Codec, Like
 from dance.codecs import codec as to_codec
+from dance.codecs.value import unknown_codec
 from dance.ddp.layout import Layout
 from dance.ddp.names import ParameterNames, named_parameters
 from dance.ddp.rules import Rules
@@ -85,11 +87,11 @@ class CompressionState:
             self._auto = self._auto or Auto()
             parsed = self._auto
         elif isinstance(codec, str):
-            powersgd = codec.partition(":")[0].strip() == "powersgd"
-            parsed = PowerSGD.parse(codec) if powersgd else to_codec(codec)
+            parsed = _parsed(codec)
         elif not isinstance(codec, (Codec, PowerSGD)) and not hasattr(codec, "choose"):
             raise ValueError(
-                f"CompressionState: expected a codec, a policy or PowerSGD, got {type(codec).__name__}; "
+                "CompressionState: expected a codec, a policy or PowerSGD, "
+                f"got {type(codec).__name__} {reprlib.repr(codec)}; "
                 'pass a text such as "auto", "int8" or "powersgd:rank=4"'
             )
         if self._feedback and isinstance(parsed, Codec) and not parsed.bounded:
@@ -244,6 +246,16 @@ class CompressionState:
             self._codec.load_state_dict(state["policy"])
         self.layout.expect(state["layout"])
         self.step, self._world = state["step"], state["world"]
+
+
+def _parsed(text: str) -> Codec | PowerSGD:
+    name = text.partition(":")[0].strip()
+    if name == "powersgd":
+        return PowerSGD.parse(text)
+    examples = {kind.name: kind.examples[0] for kind in (*CODECS, PowerSGD)} | {"auto": "auto"}
+    if name not in examples:
+        raise unknown_codec(text, examples)
+    return to_codec(text)
 
 
 def _check_names(named: Mapping[str, int | None], sizes: Mapping[str, int]) -> None:
