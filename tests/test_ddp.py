@@ -437,6 +437,8 @@ def test_arguments_are_checked() -> None:
             CompressionState(**options)
     assert CompressionState("powersgd:rank=2").codec == PowerSGD(rank=2)
     assert str(CompressionState("int4").codec) == "int4:block=256"
+    assert repr(CompressionState("int4")) == "CompressionState('int4:block=256'; 0 steps)"
+    assert repr(CompressionState("auto")).startswith("CompressionState(Auto(")
 
 
 def test_vectors_take_bf16_where_that_is_less() -> None:

@@ -75,6 +75,10 @@ class CompressionState:
         self._named: dict[str, int | None] = {}  # parameters of that snapshot, until a module is known
         self._totals = Totals()
 
+    def __repr__(self) -> str:
+        codec = str(self._codec) if isinstance(self._codec, (Codec, PowerSGD)) else self._codec
+        return f"CompressionState({codec!r}; {self.step} steps)"
+
     @property
     def codec(self) -> Any:
         """The codec, policy or PowerSGD settings of what no rule names."""
