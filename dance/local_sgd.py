@@ -255,7 +255,7 @@ def reshard(states: Sequence[Mapping[str, Any]], rank: int, world: int) -> dict[
     if found != [(each, len(states)) for each in range(len(states))]:
         texts = ", ".join(f"{each} of {of}" for each, of in found)
         raise ValueError(
-            f"local_sgd: expected the snapshots of all ranks in their order, got those of {texts or 'none'}"
+            f"local_sgd: expected the snapshots of all ranks in their order, got those of {texts}"
         )
     parts = [state["feedback"] for state in states]
     feedback = None if None in parts else dance.feedback.reshard(parts, rank, world)

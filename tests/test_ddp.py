@@ -219,7 +219,7 @@ def _not_finite(rank: int) -> dict[str, bool]:
     return answers
 
 
-def test_transport_without_gloo_and_noise_of_every_step() -> None:
+def test_transport_without_gloo_noise_of_every_step_and_errors() -> None:
     for answers in run_ranks(_transport_and_noise, 2):
         assert all(answers.values()), answers
 
@@ -245,6 +245,13 @@ def _transport_and_noise(rank: int) -> dict[str, bool]:
     dance.ddp.attach(ddp, "int2:rounding=stochastic", min_bytes=0, feedback=False)
     twice = [backward(ddp, coefficients(rank, 0)) for _ in range(2)]
     answers["noise"] = not torch.equal(twice[0]["conv.weight"], twice[1]["conv.weight"])
+
+    # Torch makes an error of its own class of what a hook's future holds; docs/ddp.md says so.
+    ddp = wrap(Terms())
+    dance.ddp.attach(ddp, ("int8", "int4")[rank], min_bytes=0)
+    with pytest.raises(RuntimeError) as caught:
+        backward(ddp, coefficients(rank, 0))
+    answers["error"] = type(caught.value) is RuntimeError and "PeerError" in str(caught.value)
     return answers
 
 

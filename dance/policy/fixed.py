@@ -49,7 +49,9 @@ class Schedule(Logged):
 
     def __repr__(self) -> str:
         kinds = sorted(_name(kind, target) for kind, target in self._codecs)
-        return f"Schedule({sum(map(len, self._codecs.values()))} decisions for {', '.join(kinds) or 'nothing'})"
+        return (
+            f"Schedule({sum(map(len, self._codecs.values()))} decisions for {', '.join(kinds) or 'nothing'})"
+        )
 
     def _logged(self, send: Send) -> tuple[int, Codec]:
         entries = self._codecs.get((send.kind, send.target), ())
