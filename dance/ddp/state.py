@@ -256,7 +256,8 @@ def _parsed(text: str) -> Codec | PowerSGD:
     name = text.partition(":")[0].strip()
     if name == "powersgd":
         return PowerSGD.parse(text)
-    examples = {kind.name: kind.examples[0] for kind in (*CODECS, PowerSGD)} | {"auto": "auto"}
+    examples = {kind.name: kind.examples[0] for kind in CODECS}
+    examples |= {PowerSGD.name: PowerSGD.examples[0], "auto": "auto"}
     if name not in examples:
         raise unknown_codec(text, examples)
     return to_codec(text)
