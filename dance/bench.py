@@ -14,7 +14,7 @@ from typing import Any, Literal
 import dance
 from dance import _native
 from dance.bench_bed import Bed, Case
-from dance.codecs import CODECS
+from dance.codecs import CODECS, Codec
 from dance.errors import UnavailableError
 from dance.roofline import (
     CpuMachine,
@@ -133,12 +133,14 @@ def cases(config: BenchConfig) -> list[Case]:
     """What a config measures, in order; raises ValueError for what is unknown."""
     for operation in config.operation:
         if operation not in OPERATIONS:
-            raise ValueError(f"bench: unknown operation {operation!r}; choose from {', '.join(OPERATIONS)}")
+            raise ValueError(
+                f"bench: --operation: unknown operation {operation!r}; choose from {', '.join(OPERATIONS)}"
+            )
     for name in ("threads", "repetitions"):
         if getattr(config, name) < 1:
-            raise ValueError(f"bench: {name}: expected at least 1, got {getattr(config, name)}")
+            raise ValueError(f"bench: --{name}: expected at least 1, got {getattr(config, name)}")
     element_nbytes(config.dtype)
-    codecs = [str(dance.codec(text)) for text in config.codec or default_codecs()]
+    codecs = [str(codec_of(text)) for text in config.codec or default_codecs()]
     found = []
     for numel in (elements(text) for text in config.numel):
         for codec in codecs:
@@ -155,11 +157,21 @@ def default_codecs() -> tuple[str, ...]:
     return tuple(_EXAMPLES.get(kind.name, kind.name) for kind in CODECS)
 
 
-def elements(text: str) -> int:
-    """A number of elements: "4096", "64Ki", "16Mi"."""
+def codec_of(text: str, command: str = "bench") -> Codec:
+    """The codec that --codec of ``command`` names."""
+    try:
+        return dance.codec(text)
+    except ValueError as error:
+        raise ValueError(f"{command}: --codec: {error}") from None
+
+
+def elements(text: str, command: str = "bench") -> int:
+    """A number of elements, --numel of ``command``: "4096", "64Ki", "16Mi"."""
     digits, factor = (text[:-2], _UNITS[text[-2:]]) if text[-2:] in _UNITS else (text, 1)
     if not digits.isdecimal() or not 0 < int(digits) * factor <= 1 << 30:
-        raise ValueError(f"bench: numel: expected 1 to 1Gi elements, say 4096, 64Ki or 16Mi, got {text!r}")
+        raise ValueError(
+            f"{command}: --numel: expected 1 to 1Gi elements, say 4096, 64Ki or 16Mi, got {text!r}"
+        )
     return int(digits) * factor
 
 

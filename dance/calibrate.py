@@ -17,7 +17,7 @@ import numpy as np
 
 import dance
 from dance.bandwidth import Trace, cellular
-from dance.bench import elements, sized
+from dance.bench import codec_of, elements, sized
 from dance.codec_speed import Speed, measure_speed
 from dance.codecs import Codec, Uncompressed
 from dance.files import write_atomic
@@ -25,6 +25,7 @@ from dance.plan import plan
 from dance.policy import Calibration, Send
 from dance.policy.candidates import Candidates
 from dance.policy.cost import call_cost
+from dance.roofline import torch_with_gpu
 
 _CALLS = 40  # played over each trace, begun at equal distances
 _LARGEST = 1 << 22  # elements that a speed is measured with; larger ones are as fast from memory
@@ -64,10 +65,10 @@ class CalibrateConfig:
 def calibrate(config: CalibrateConfig, on_step: Callable[[str, int, int], None] | None = None) -> Calibration:
     """Measures and computes; ``on_step`` hears what is being done, how many steps are done and of how many.
 
-    Raises ValueError for what is unknown or out of range.
+    Raises ValueError for what is unknown or out of range, UnavailableError where there is no GPU to measure.
     """
-    codecs = tuple(dict.fromkeys(dance.codec(text) for text in config.codec)) or _candidates(config)
-    numels = tuple(sorted({elements(text) for text in config.numel}))
+    codecs = tuple(dict.fromkeys(codec_of(text, "calibrate") for text in config.codec)) or _candidates(config)
+    numels = tuple(sorted({elements(text, "calibrate") for text in config.numel}))
     rates, deviations = tuple(sorted(set(config.mbps))), tuple(sorted(set(config.deviation)))
     if not rates or not all(0.0 < rate < float("inf") for rate in rates):
         raise ValueError(f"calibrate: --mbps: expected rates above 0, got {list(config.mbps)}")
@@ -77,6 +78,8 @@ def calibrate(config: CalibrateConfig, on_step: Callable[[str, int, int], None] 
         raise ValueError(f"calibrate: --latency-ms: expected at least 0, got {config.latency_ms}")
     if config.world < 2:
         raise ValueError(f"calibrate: --world: expected at least 2 ranks, got {config.world}")
+    if config.device == "cuda":
+        torch_with_gpu("calibrate")
     steps = [(codec, numel) for codec in codecs for numel in numels]
     total = len(steps) + len(numels) * len(rates)
 
@@ -161,13 +164,11 @@ def print_best(calibration: Calibration) -> None:
 
     console = Console(highlight=False)
     for i, numel in enumerate(calibration.numels):
-        table = Table(
-            title=f"{calibration.collective}, {sized(numel)} elements, {calibration.world} ranks: "
-            "fastest codec, times none",
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
+        print(  # not the title of the table, which is cut into lines of its width
+            f"{calibration.collective}, {sized(numel)} elements, {calibration.world} ranks: "
+            "fastest codec, times none"
         )
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("Mbit/s", justify="right", no_wrap=True)
         for deviation in calibration.deviations:
             table.add_column(f"dev. {deviation:.0%}", no_wrap=True)

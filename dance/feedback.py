@@ -70,6 +70,10 @@ class ErrorFeedback:
         self._steps: dict[str | None, int] = {}  # encodes of a key: warm-up and seeds follow from it
         self._paid: set[str | None] = set()  # keys whose residuals are known to be zero
 
+    def __repr__(self) -> str:
+        momentum = f", momentum={self.momentum:g}" if self.momentum else ""
+        return f"ErrorFeedback({str(self.codec)!r}{momentum}; residuals of {len(self._residuals)} keys)"
+
     def codec_of(self, key: str | None = None) -> Codec:
         """Returns the codec of the next encode of ``key``: `codec`, or one of the warm-up."""
         if not self._warmup:
@@ -208,7 +212,8 @@ class ErrorFeedback:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over a snapshot, arrays copied; its codec may be another, residuals fit any.
+        """Takes over a snapshot, arrays copied. The codec here stays: that of the snapshot may be another,
+        residuals fit any.
 
         ValueError, which changes nothing, for what is no snapshot, for arrays of another dtype than that of
         the residuals here, for velocities that fit no residual, and for velocities where there is no

@@ -7,7 +7,7 @@ H steps instead of one a step, and a codec on top of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from hashlib import blake2b
@@ -17,7 +17,9 @@ import torch
 import torch.distributed as dist
 
 import dance.distributed as dd
+import dance.feedback
 from dance.codecs import Codec
+from dance.codecs import codec as to_codec
 from dance.feedback import ErrorFeedback
 
 Parameters: TypeAlias = "torch.nn.Module | Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]"
@@ -100,10 +102,20 @@ class LocalSGD:
     ) -> None:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"local_sgd: expected every to be a number of steps, at least 1, got {every!r}")
+        if isinstance(outer_optimizer, torch.optim.Optimizer) or not callable(outer_optimizer):
+            raise ValueError(
+                "local_sgd: expected outer_optimizer to make an optimizer from a list of tensors, got "
+                f"{type(outer_optimizer).__name__}; pass functools.partial(torch.optim.SGD, lr=0.5), say"
+            )
+        if not dist.is_initialized():
+            raise ValueError(
+                "local_sgd: torch.distributed is not initialised; run under torchrun and call "
+                "torch.distributed.init_process_group('gloo')"
+            )
         self._parameters, self._buffers = _of(parameters)
         self.every = every
-        self.codec = codec
-        self.feedback = _feedback(codec) if feedback is True else feedback or None
+        self.codec = to_codec(codec) if isinstance(codec, str) and codec != "auto" else codec
+        self.feedback = _feedback(self.codec) if feedback is True else feedback or None
         self.round = 0  # outer steps taken
         self.bytes_sent = 0
         self.raw_bytes = 0  # what the same outer steps would have sent uncompressed
@@ -185,9 +197,9 @@ class LocalSGD:
     def state_dict(self) -> dict[str, Any]:
         """Returns a snapshot of this rank: counters, where the round began, outer optimizer and residuals.
 
-        The module, the inner optimizer and a policy have a state of their own. Start and outer optimizer are
-        equal at all ranks; for another number of ranks pass what `dance.feedback.reshard` makes of the
-        ``feedback`` of all of them.
+        The module, the inner optimizer and a policy have a state of their own. Every rank saves its own:
+        start and outer optimizer are equal at all of them, residuals are not. For another number of ranks
+        see `reshard`.
         """
         return {
             "round": self.round,
@@ -196,14 +208,19 @@ class LocalSGD:
             "raw_bytes": self.raw_bytes,
             "start": {name: start.clone() for name, start in self._start.items()},
             "outer_optimizer": deepcopy(self.outer_optimizer.state_dict()),
+            "rank": dist.get_rank(self._group),
+            "world": dist.get_world_size(self._group),
             "feedback": None if self.feedback is None else self.feedback.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a snapshot; with the module's and the inner optimizer's the run goes on bit for bit.
 
-        ValueError, which changes nothing, for other parameters, and for residuals where there is no feedback.
+        ValueError, which changes nothing, for other parameters, for residuals of another rank or world size
+        (see `reshard`), and for residuals where there is no feedback.
         """
+        if not isinstance(state, Mapping) or not {"start", "rank", "world", "feedback"} <= state.keys():
+            raise ValueError("local_sgd: expected what state_dict or reshard gave")
         if _layout(state["start"]) != _layout(self._start):
             raise ValueError(
                 "local_sgd: the state is of other parameters; make LocalSGD with the names and shapes "
@@ -214,11 +231,40 @@ class LocalSGD:
                 "local_sgd: the state holds residuals; pass feedback=True, or drop state['feedback']"
             )
         if self.feedback is not None and state["feedback"] is not None:
+            rank, world = dist.get_rank(self._group), dist.get_world_size(self._group)
+            if (state["rank"], state["world"]) != (rank, world):
+                raise ValueError(
+                    f"local_sgd: the snapshot is of rank {state['rank']} of {state['world']}, this is "
+                    f"rank {rank} of {world}; every rank loads its own, and where their number has changed "
+                    "dance.local_sgd.reshard(the snapshots of all ranks, rank, world)"
+                )
             self.feedback.load_state_dict(state["feedback"])
         self.outer_optimizer.load_state_dict(state["outer_optimizer"])
         _copy(self._start, state["start"])
         self.round, self._since = int(state["round"]), int(state["since"])
         self.bytes_sent, self.raw_bytes = int(state["bytes_sent"]), int(state["raw_bytes"])
+
+
+def reshard(states: Sequence[Mapping[str, Any]], rank: int, world: int) -> dict[str, Any]:
+    """Returns the snapshot for ``rank`` of ``world`` from those of all ranks, in their order, before.
+
+    The sum of the residuals over all ranks stays what it was (`dance.feedback.reshard`); with an unchanged
+    world every rank gets its own snapshot. ValueError for snapshots that are not those of all ranks.
+    """
+    found = [(state["rank"], state["world"]) for state in states]
+    if found != [(each, len(states)) for each in range(len(states))]:
+        texts = ", ".join(f"{each} of {of}" for each, of in found)
+        raise ValueError(
+            f"local_sgd: expected the snapshots of all ranks in their order, got those of {texts}"
+        )
+    parts = [state["feedback"] for state in states]
+    feedback = None if None in parts else dance.feedback.reshard(parts, rank, world)
+    return {
+        **states[rank if len(states) == world else 0],
+        "rank": rank,
+        "world": world,
+        "feedback": feedback,
+    }
 
 
 def _of(parameters: Parameters) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -253,7 +299,7 @@ def _of(parameters: Parameters) -> tuple[dict[str, torch.Tensor], dict[str, torc
 
 def _feedback(codec: Any) -> ErrorFeedback:
     """Returns an error feedback; a policy's residuals fit any codec."""
-    return ErrorFeedback(codec if isinstance(codec, str | Codec) and codec != "auto" else "int8")
+    return ErrorFeedback(codec if isinstance(codec, Codec) else "int8")
 
 
 def _vectors(

@@ -13,19 +13,23 @@ operations alone, which have the same bits on every CPU.
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 from torch.futures import Future
 
+from dance.codecs.value import parse
 from dance.exchange.group_ref import GroupRef
 from dance.packet import derive_seed
 from dance.plan import plan
 
 _CHUNK_NUMEL = 1 << 16  # elements of a product at a time: its passes stay in cache
+_STATS = ("bytes_sent", "bytes_received", "seconds", "encode_s", "decode_s", "nonfinite")
 _DEGENERATE = 1e-14  # of a float64 row: what is left of it after projection is rounding alone
 
 
@@ -36,6 +40,9 @@ class PowerSGD:
     ``rank`` is the number of directions kept of each matrix. A tensor of shape (n, ...) is a matrix of n
     rows; it goes uncompressed where its factors would not be smaller by ``min_compression``, as vectors do.
     """
+
+    name: ClassVar[str] = "powersgd"
+    examples: ClassVar[tuple[str, ...]] = ("powersgd:rank=4",)
 
     rank: int = 4
     min_compression: float = 2.0
@@ -49,18 +56,10 @@ class PowerSGD:
     @classmethod
     def parse(cls, text: str) -> PowerSGD:
         """Returns the settings that ``text`` describes, such as "powersgd" or "powersgd:rank=2"."""
-        name, _, rest = text.strip().partition(":")
-        kinds = {"rank": int, "min_compression": float}
-        options: dict[str, Any] = {}
-        for item in rest.split(",") if rest else ():
-            key, _, value = item.partition("=")
-            try:
-                options[key.strip()] = kinds[key.strip()](value)
-            except (KeyError, ValueError):
-                name = ""
-        if name != "powersgd":
-            raise ValueError(f"unknown algorithm {text!r}; there is powersgd:rank=4,min_compression=2")
-        return cls(**options)
+        kinds: Any = {cls.name: cls}  # no codec, but written like one
+        settings: Any = parse(text, kinds)
+        assert isinstance(settings, cls)
+        return settings
 
     def __str__(self) -> str:
         shown = [
@@ -112,6 +111,7 @@ class _Underway:
     factored: list[_Factored]
     dense: list[tuple[torch.Tensor, torch.Tensor]]
     work: Any
+    timed: Future[None]
     result: Future[None]
 
 
@@ -128,7 +128,8 @@ class LowRank:
         self.settings = settings
         self.group = group
         self._share = 1.0  # of a rank in the mean
-        self.bytes_sent = 0  # by the busiest rank, in rings of float32
+        self._lock = threading.Lock()
+        self._stats: dict[str, float] = dict.fromkeys(_STATS, 0)
         self._seed = seed
         self._factors: dict[str, torch.Tensor] = {}  # right ones, (rank, m), the same at all ranks
         self._noise: dict[str, torch.Tensor] = {}
@@ -148,6 +149,7 @@ class LowRank:
 
         Returns at once. The future completes some time after `finish`, with everything in place.
         """
+        begun_s = time.perf_counter()
         share = self._share = 1.0 / dist.get_world_size(self.group)
         device = (matrices[0].gradient if matrices else dense[0]).device
         values = [_value(each, share) for each in matrices]
@@ -162,8 +164,11 @@ class LowRank:
         for tensor, part in pairs:
             part.copy_(tensor).mul_(share)
         result: Future[None] = Future(devices=[device] if device.type == "cuda" else [])
+        self._count(encode_s=time.perf_counter() - begun_s)
+        work = self._all_reduce(message)
+        timed = work.get_future().then(lambda _: self._count(seconds=time.perf_counter() - begun_s))
         self._underway.append(
-            _Underway(factored=factored, dense=pairs, work=self._all_reduce(message), result=result)
+            _Underway(factored=factored, dense=pairs, work=work, timed=timed, result=result)
         )
         return result
 
@@ -172,22 +177,30 @@ class LowRank:
         underway, self._underway = self._underway, []
         for each in underway:
             each.work.wait()
+            each.timed.wait()
+        begun_s = time.perf_counter()
         factored = [low for each in underway for low in each.factored]
         if not factored:
-            self._complete(underway)
+            self._complete(underway, begun_s)
             return
         make_orthonormal([low.left for low in factored])
         message, parts = _message([tuple(low.right.shape) for low in factored], factored[0].value.device)
         for low in factored:
             low.right = torch.mm(low.left, low.value, out=next(parts))
-        self._all_reduce(message).get_future().then(lambda future: self._complete(underway, future))
+        self._count(encode_s=time.perf_counter() - begun_s)
+        self._all_reduce(message).get_future().then(lambda future: self._complete(underway, begun_s, future))
 
-    def _complete(self, underway: Sequence[_Underway], reduced: Future[Any] | None = None) -> None:
+    def _complete(
+        self, underway: Sequence[_Underway], begun_s: float, reduced: Future[Any] | None = None
+    ) -> None:
         """Puts all results in place; runs on a thread of the process group."""
         try:
             if reduced is not None:
                 reduced.value()  # raises what the collective did
+            decoding_s = time.perf_counter()
             self._put(underway)
+            now_s = time.perf_counter()
+            self._count(decode_s=now_s - decoding_s, seconds=now_s - begun_s)
         except Exception as error:
             for each in underway:
                 each.result.set_exception(error)  # type: ignore[arg-type]
@@ -199,16 +212,33 @@ class LowRank:
         for each in underway:
             for tensor, part in each.dense:
                 tensor.copy_(part)
+            spoilt = False
             for low in each.factored:
                 finite = torch.isfinite(low.right).all() & torch.isfinite(low.left).all()
                 _decode(low, self._share, finite)
                 kept = self._factors[low.matrix.name]
                 torch.where(finite, low.right, kept, out=kept)
+                spoilt |= not finite.is_cuda and not finite  # of a GPU asking would wait
+            self._count(nonfinite=int(spoilt))
 
     def _all_reduce(self, message: torch.Tensor) -> Any:
         world = dist.get_world_size(self.group)
-        self.bytes_sent += plan("all_reduce", "none", message.numel(), world).bytes_sent
+        ring = plan("all_reduce", "none", message.numel(), world).bytes_sent
+        self._count(bytes_sent=ring, bytes_received=ring)
         return dist.all_reduce(message, group=self.group, async_op=True)
+
+    def _count(self, **more: float) -> None:
+        with self._lock:
+            for name, value in more.items():
+                self._stats[name] += value
+
+    def stats(self) -> dict[str, float]:
+        """Returns totals of this rank: bytes that rings of float32 send and receive; seconds that coding and,
+        with it, all of it took, but not those between `start` and `finish` in which nothing was under way;
+        and how many `start` had a matrix that was not finite at some rank (of CPU tensors).
+        """
+        with self._lock:
+            return dict(self._stats)
 
     def _right(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """Returns the directions to begin with: those of the last step; noise for a new one, or one lost."""

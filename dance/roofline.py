@@ -187,28 +187,7 @@ class CudaMachine:
     """torch tensors on the current GPU, CUDA events on torch's stream, a device-to-device copy as memcpy."""
 
     def __init__(self) -> None:
-        info = dance.info()
-        if not info["cuda_available"]:
-            built = info["cuda_built"]
-            reason = "no GPU or driver was found" if built else "this build of dance has no CUDA code"
-            remedy = (
-                "run on a machine with a GPU"
-                if built
-                else "build with nvcc and --config-settings cmake.define.DANCE_CUDA=ON"
-            )
-            raise UnavailableError(f"bench: --device cuda: {reason}; {remedy}, or use --device cpu")
-        try:
-            import torch
-        except ImportError as error:
-            raise UnavailableError(
-                "bench: --device cuda needs torch; pip install 'dance-gan[torch]'"
-            ) from error
-        if not torch.cuda.is_available():
-            raise UnavailableError(
-                f"bench: --device cuda: torch {torch.__version__} sees no GPU; "
-                "install a CUDA build of torch, or use --device cpu"
-            )
-        self._torch: Any = torch
+        self._torch = torch_with_gpu("bench")
 
     def array(self, values: Any, dtype: str = "float32") -> Any:
         return self._torch.from_numpy(values).cuda().to(getattr(self._torch, dtype), copy=True)
@@ -249,6 +228,32 @@ class CudaMachine:
 
     def close(self) -> None:
         pass
+
+
+def torch_with_gpu(command: str) -> Any:
+    """Returns torch where it and this build can use a GPU, else raises UnavailableError, for ``command``."""
+    info = dance.info()
+    if not info["cuda_available"]:
+        built = info["cuda_built"]
+        reason = "no GPU or driver was found" if built else "this build of dance has no CUDA code"
+        remedy = (
+            "run on a machine with a GPU"
+            if built
+            else "build with nvcc and --config-settings cmake.define.DANCE_CUDA=ON"
+        )
+        raise UnavailableError(f"{command}: --device cuda: {reason}; {remedy}, or use --device cpu")
+    try:
+        import torch
+    except ImportError as error:
+        raise UnavailableError(
+            f"{command}: --device cuda needs torch; pip install 'dance-gan[torch]'"
+        ) from error
+    if not torch.cuda.is_available():
+        raise UnavailableError(
+            f"{command}: --device cuda: torch {torch.__version__} sees no GPU; "
+            "install a CUDA build of torch, or use --device cpu"
+        )
+    return torch
 
 
 def element_nbytes(dtype: str) -> int:

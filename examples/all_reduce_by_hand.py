@@ -47,11 +47,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--world", type=int, default=4, help="ranks")
     parser.add_argument("--numel", type=int, default=1_000_003, help="float32 elements")
-    parser.add_argument("--codec", type=dance.codec, default="int8")
+    parser.add_argument("--codec", default="int8")
     options = parser.parse_args()
     results, phases = Queue(), [[Queue() for _ in range(options.world)] for _ in range(2)]
     for rank in range(options.world):
-        arguments = (rank, phases, results, options.numel, options.codec)
+        arguments = (rank, phases, results, options.numel, dance.codec(options.codec))
         Process(target=work, args=arguments, daemon=True).start()
     print(*sorted(results.get(timeout=60) for _ in range(options.world)), sep="\n")
 

@@ -25,6 +25,8 @@ parser.add_argument(
     "--max-error", type=float, help="lost share of the norm; default 0.2, without feedback 0.02"
 )
 options = parser.parse_args()
+if not options.mbps > 0:
+    parser.error(f"argument --mbps: expected a rate above 0, got {options.mbps}")
 
 feedback = not options.without_feedback
 policy = Auto(options.candidates, objective="time", max_error=options.max_error)

@@ -271,7 +271,7 @@ def test_cli_table(capsys: pytest.CaptureFixture[str]) -> None:
         ("--codec int9", 2, "unknown codec 'int9'"),
         ("--operation squeeze", 2, "unknown operation 'squeeze'"),
         ("--numel lots", 2, "'lots'"),
-        ("--threads 0", 2, "bench: threads: expected at least 1, got 0"),
+        ("--threads 0", 2, "bench: --threads: expected at least 1, got 0"),
         ("--repetitions 0", 2, "at least 1"),
     ],
 )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import dance
 from dance import cli, codec, codec_speed
 from dance.calibrate import CalibrateConfig, calibrate
 from dance.codec_speed import CodecSpeeds, Speed, measure_speed
@@ -67,8 +68,8 @@ def test_the_candidates_are_those_of_auto() -> None:
         ({"deviation": (-1.0,)}, "--deviation: expected shares in"),
         ({"latency_ms": -1.0}, "--latency-ms: expected at least 0"),
         ({"world": 1}, "--world: expected at least 2 ranks, got 1"),
-        ({"numel": ("0",)}, "numel: expected 1 to 1Gi elements"),
-        ({"codec": ("zip",)}, "unknown codec 'zip'"),
+        ({"numel": ("0",)}, "^calibrate: --numel: expected 1 to 1Gi elements"),
+        ({"codec": ("zip",)}, "^calibrate: --codec: unknown codec 'zip'"),
     ],
 )
 def test_refusals(change: dict[str, Any], message: str) -> None:
@@ -76,12 +77,23 @@ def test_refusals(change: dict[str, Any], message: str) -> None:
         calibrate(CalibrateConfig(**change))
 
 
+def test_cuda_without_a_gpu_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if dance.info()["cuda_available"]:
+        pytest.skip("this machine has a GPU")
+    out = tmp_path / "gpu.json"
+    assert cli.main(["calibrate", "--device", "cuda", "--numel", "16Ki", "--out", str(out)]) == 1
+    said = capsys.readouterr().err
+    assert "dance: calibrate: --device cuda: " in said
+    assert "or use --device cpu" in said
+    assert not out.exists()
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "here.json"
     arguments = ["calibrate", "--out", str(path), "--numel", "4Ki", "--numel", "64Ki", "--mbps", "10", "1000"]
     assert cli.main([*arguments, "--deviation", "0", "0.5", "--world", "2"]) == 0
     text = capsys.readouterr().out
-    assert "all_reduce, 4Ki elements, 2 ranks" in text
+    assert "all_reduce, 4Ki elements, 2 ranks: fastest codec, times none\n" in text
     assert "int8" in text
     found = read_calibration(path)
     assert (found.numels, found.mbps, found.deviations) == ((4096, 65536), (10.0, 1000.0), (0.0, 0.5))

@@ -105,6 +105,7 @@ def test_defaults_and_other_spellings() -> None:
         ("int8,block=64", "did you mean int8:block=256"),
         ("", "unknown codec ''; choose from none"),
         ("auto", "policy"),
+        ("powersgd:rank=4", "only dance.ddp accepts it"),
         ("int8:", "block=256"),
         ("int8:blok=256", "blok=256.*block=256"),
         ("int8:256", "expected option=value, got '256'; int8 has block=256"),
@@ -157,7 +158,7 @@ def test_wrong_values() -> None:
         codecs.Int8(block=32.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="dense codec for values, got TopK"):
         codecs.TopK(values=codecs.TopK())
-    with pytest.raises(ValueError, match="got NoneType"):
+    with pytest.raises(ValueError, match="got NoneType None"):
         dance.codec(None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="float64; cast first"):
         dance.codec("int8").packet_nbytes(8, "float64")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
+from ddp_terms import Terms, backward, coefficients, wrap
 from processes import run_ranks
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -68,3 +69,33 @@ def test_more_ranks_learn_as_two_do(world: int) -> None:
     # The same data, cut in two or in more: the same mean gradients but for what approximation leaves.
     assert len({answers["dance"][1] for answers in more}) == 1
     assert abs(more[0]["dance"][1] - two[0]["dance"][1]) < 0.05 * two[0]["dance"][1]
+
+
+def test_stats_tell_what_factors_cost() -> None:
+    """Bytes both ways and seconds of coding, and at all ranks that one of them had NaN."""
+    numel = 0  # in messages, a step
+    for _, each in Terms().named_parameters():
+        n, m = each.shape[0], each[0].numel()
+        numel += RANK * (n + m) if each.ndim > 1 else n
+    ring = 3 * numel * 4 * 2 * 2 / 3  # of three steps, with three ranks
+    for before, after in run_ranks(_costs, 3):
+        assert before["nonfinite"] == 0
+        assert after["nonfinite"] == 1
+        # A message is rounded to whole bytes; a step has no more than a parameter has one, and one more.
+        assert abs(after["bytes_sent"] - ring) <= 3 * 8
+        assert after["bytes_received"] == after["bytes_sent"]
+        assert min(after["encode_s"] - before["encode_s"], after["decode_s"] - before["decode_s"]) > 0.0
+        assert after["encode_s"] + after["decode_s"] < after["seconds"]
+
+
+def _costs(rank: int) -> tuple[dict[str, float], dict[str, float]]:
+    ddp = wrap(Terms())
+    state = dance.ddp.attach(ddp, f"powersgd:rank={RANK}", min_bytes=0)
+    seen = []
+    for step in range(3):
+        given = coefficients(rank, step)
+        if (rank, step) == (1, 2):
+            given["conv.weight"][3, 2, 1, 0] = torch.nan
+        backward(ddp, given)
+        seen.append(state.stats())
+    return seen[1], seen[2]

@@ -249,6 +249,46 @@ def _refuse(rank: int) -> list[str]:
     return messages
 
 
+def test_a_snapshot_of_another_model_is_refused_and_changes_nothing() -> None:
+    for answers in run_ranks(_other_model, 2):
+        for algorithm, (messages, kept, free) in answers.items():
+            assert ["is no parameter here" in each for each in messages] == [True] * 2 + [False] * 2, (
+                algorithm
+            )
+            assert "its 'first.weight' has 3000 elements, here 1500" in messages[2], algorithm
+            assert messages[2] == messages[3]
+            assert kept, algorithm
+            assert free, algorithm
+
+
+def _other_model(rank: int) -> dict[str, tuple[list[str], bool, bool]]:
+    answers = {}
+    for algorithm in ("int8", "powersgd:rank=2"):
+        ddp = wrap(Terms())
+        state = dance.ddp.attach(ddp, algorithm, min_bytes=0)
+        backward(ddp, coefficients(rank, 0))
+        snapshot, messages, kept, free = state.state_dict(), [], True, True
+        narrow = Terms()
+        narrow.first = torch.nn.Linear(30, 50)
+        for model in (torch.nn.Linear(4, 3), narrow):
+            other = wrap(model)
+            served = dance.ddp.attach(other, algorithm)
+            late = wrap(model)
+            loaded = CompressionState(algorithm)
+            loaded.load_state_dict(snapshot)  # no module yet: `attach` finds out
+            for call in (
+                partial(served.load_state_dict, snapshot),
+                partial(dance.ddp.attach, late, state=loaded),
+            ):
+                with pytest.raises(ValueError, match="the snapshot is of another model") as caught:
+                    call()
+                messages.append(str(caught.value))
+            kept &= served.state_dict()["world"] == 0 and not served.state_dict()["layout"]
+            free &= not late._comm_hooks
+        answers[algorithm] = (messages, kept, free)
+    return answers
+
+
 def test_reshard_wants_all_snapshots_in_their_order() -> None:
     snapshot = CompressionState("int8").state_dict()
     of_two = [{**snapshot, "rank": rank, "world": 2} for rank in range(2)]

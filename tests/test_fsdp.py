@@ -278,8 +278,31 @@ def refuse(rank: int, world: int) -> None:
         compression.load_state_dict({**state, "residuals": {"other": torch.zeros(3)}})
     with pytest.raises(ValueError, match="with shape"):
         compression.load_state_dict({**state, "residuals": {"first.bias": torch.zeros(3)}})
+    with pytest.raises(ValueError, match=r"compressed already.*compression\.codec = 'int4'.*detach\(\)"):
+        dance.fsdp.attach(model, "int4")
+    with pytest.raises(ValueError, match="compressed already"):
+        dance.fsdp.attach(model.first)
+    compression.detach()
     with pytest.raises(ValueError, match="feedback=True"):
         dance.fsdp.attach(model, feedback=False, min_bytes=0).load_state_dict(state)
+
+
+def detach(rank: int, world: int) -> list[dict[str, np.ndarray]]:
+    """Training by torch alone, and with what was compressed before the first step, but is no more."""
+    model = sharded(world)
+    compression = dance.fsdp.attach(model, "sign", gather_codec="int8", min_bytes=0)
+    compression.detach()
+    for step in range(2):
+        backward(model, rank, step)
+        descend(model)
+    # What is attached then is all there is: the weights of the former are not rounded any more.
+    again = dance.fsdp.attach(model, "none", min_bytes=0)
+    for step in range(2, 4):
+        backward(model, rank, step)
+        descend(model)
+    assert not any(compression.bytes_sent.values())
+    assert again.bytes_sent["gradients"] > 0
+    return [arrays(whole(model)), train(rank, world, None)]
 
 
 def refuse_in_backward(rank: int, world: int) -> None:
@@ -354,6 +377,7 @@ JOBS: dict[int, dict[str, Callable[[int, int], Any]]] = {
         "automatic": automatic,
         "not finite": not_finite,
         "seeds": seeds,
+        "detach": detach,
         "refuse": refuse,
         "refuse in backward": refuse_in_backward,
     },
@@ -458,6 +482,11 @@ def test_residuals_survive_a_change_of_world_size() -> None:
         after = sum(answers["reshape"][name].astype(np.float64) for answers in ran(3)[:2])
         assert not ran(3)[2]["reshape"]
         np.testing.assert_array_equal(after, before.numpy())
+
+
+def test_after_detach_torch_sends() -> None:
+    for answers in ran(2):
+        assert same(*answers["detach"])
 
 
 def test_modules_may_share_a_message() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from typing import Any
@@ -11,9 +12,8 @@ import pytest
 import torch
 from processes import run_ranks
 
-import dance.feedback
 from dance.errors import NonFiniteError
-from dance.local_sgd import LocalSGD, OuterSGD, averaging
+from dance.local_sgd import LocalSGD, OuterSGD, averaging, reshard
 
 SHAPES = {"b.weight": (7, 31), "a.bias": (3,), "c": (1, 300)}
 NAMES = sorted(SHAPES)
@@ -96,8 +96,14 @@ def conserve(rank: int, codec: str, rounds: int) -> dict[str, Any]:
         "owed": owed,
         "sent": local.bytes_sent,
         "raw": local.raw_bytes,
-        "state": {name: each.numpy() for name, each in residuals.items()},
+        "snapshot": saved(local.state_dict()),
     }
+
+
+def saved(state: dict[str, Any]) -> bytes:
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
 
 
 def center(rank: int) -> np.ndarray:
@@ -190,10 +196,12 @@ def refuse(rank: int) -> list[str]:
         lambda: LocalSGD({}, every=1),
         lambda: LocalSGD({"x": torch.zeros(3, dtype=torch.int64)}, every=1),
         lambda: OuterSGD([torch.zeros(3)], momentum=1.0),
+        lambda: LocalSGD({"x": torch.zeros(3)}, every=1, outer_optimizer=OuterSGD([torch.zeros(3)])),
+        lambda: LocalSGD({"x": torch.zeros(3)}, every=1, codec="powersgd:rank=4", feedback=False),
     )
     said = []
     for each in wrong:
-        with pytest.raises(ValueError, match=r"local_sgd|OuterSGD") as caught:
+        with pytest.raises(ValueError, match=r"local_sgd|OuterSGD|dance\.ddp") as caught:
             each()
         said.append(str(caught.value))
     x = torch.zeros(3)
@@ -202,7 +210,36 @@ def refuse(rank: int) -> list[str]:
         local.load_state_dict(other.state_dict())
     with pytest.raises(ValueError, match="residuals"):
         LocalSGD({"x": x}, every=1, feedback=False).load_state_dict(local.state_dict())
+    with pytest.raises(ValueError, match="expected what state_dict or reshard gave"):
+        local.load_state_dict(torch.optim.SGD([x]).state_dict())
+
+    # Another rank's residuals are not ours, nor are those of another world.
+    x += rank + torch.rand(3)
+    local.step()
+    own, before = local.state_dict(), vector_of(local)
+    there = (1 - rank, 2), (0, 3)
+    for number, world in there:
+        changed = {**own, "rank": number, "world": world}
+        changed["feedback"] = {**own["feedback"], "residuals": {"x": torch.ones(3)}}
+        with pytest.raises(
+            ValueError, match=rf"of rank {number} of {world}, this is rank {rank} of 2.*reshard"
+        ):
+            local.load_state_dict(changed)
+        assert np.array_equal(vector_of(local), before)
+    local.load_state_dict(own)
+    three = [{**own, "rank": number, "world": 3} for number in range(3)]
+    local.load_state_dict(reshard(three, rank, 2))
+    # Of three like ours the first rank takes over two.
+    np.testing.assert_array_equal(vector_of(local), before * (2 if rank == 0 else 1))
+    without = LocalSGD({"x": x}, every=1, feedback=False)
+    without.load_state_dict({**without.state_dict(), "rank": 1 - rank})  # the same at all ranks
     return said
+
+
+def vector_of(local: LocalSGD) -> np.ndarray:
+    """The residual of x."""
+    assert local.feedback is not None
+    return local.feedback.residual("x").numpy().copy()
 
 
 def overflow(rank: int) -> list[float]:
@@ -347,17 +384,17 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(codec: str) -> None:
 
 
 def test_residuals_survive_a_change_of_world_size() -> None:
-    states = []
-    for answers in ran(3):
-        residuals = answers["conserve topk:ratio=0.05"]["state"]
-        feedback = dance.ErrorFeedback("topk:ratio=0.05").state_dict()
-        feedback["residuals"] = {name: torch.from_numpy(each) for name, each in residuals.items()}
-        states.append({**feedback, "steps": dict.fromkeys(residuals, 12)})
-    # What LocalSGD(...).load_state_dict({**state, "feedback": ...}) takes at each of two ranks.
-    new = [dance.feedback.reshard(states, rank, 2) for rank in range(2)]
-    before = sum(vector(state["residuals"]).astype(np.float64) for state in states)
-    after = sum(vector(state["residuals"]).astype(np.float64) for state in new)
+    files = [io.BytesIO(answers["conserve topk:ratio=0.05"]["snapshot"]) for answers in ran(3)]
+    states = [torch.load(each, weights_only=True) for each in files]
+    new = [reshard(states, rank, 2) for rank in range(2)]
+    assert [(state["rank"], state["world"]) for state in new] == [(0, 2), (1, 2)]
+    before = sum(vector(state["feedback"]["residuals"]).astype(np.float64) for state in states)
+    after = sum(vector(state["feedback"]["residuals"]).astype(np.float64) for state in new)
     assert np.abs(before).max() > 0
+    assert reshard(states, 2, 3) == states[2]
+    for wrong in (states[:2], states[::-1]):
+        with pytest.raises(ValueError, match="expected the snapshots of all ranks in their order"):
+            reshard(wrong, 0, 2)
     np.testing.assert_allclose(after, before, rtol=0, atol=2**-24)  # one sum of two, below 1
 
 
@@ -405,5 +442,11 @@ def test_what_is_not_finite_is_told_to_all() -> None:
 
 def test_what_cannot_be_is_refused() -> None:
     words = ("differ between ranks", "every", "named_parameters", "at least one", "cast", "momentum")
+    words += ("got OuterSGD; pass functools.partial", "only dance.ddp accepts it")
     for text, word in zip(ran(2)[0]["refuse"], words, strict=True):
         assert word in text
+
+
+def test_without_a_group_it_says_what_to_call() -> None:
+    with pytest.raises(ValueError, match=r"local_sgd: .*init_process_group\('gloo'\)"):
+        LocalSGD({"x": torch.zeros(3)}, every=1)

@@ -13,7 +13,8 @@ from policy_world import World, drive, steady
 from dance import codec
 from dance.bandwidth import LinkMeter
 from dance.errors import DanceError
-from dance.policy import CANDIDATES, Auto, Fixed, Policy, Schedule, Send
+from dance.feedback import ErrorFeedback
+from dance.policy import CANDIDATES, Auto, Fixed, PerLayer, Policy, Schedule, Send
 from dance.policy.cost import relative_error
 from dance.report import CallLog, read_metrics
 
@@ -242,3 +243,40 @@ def test_errors_are_those_of_normal_data() -> None:
     # sign: sqrt(1 - 2 / pi) of a normal's norm; bf16: uniform in 2^-8 of the value at most.
     assert errors[-1] == pytest.approx((1.0 - 2.0 / np.pi) ** 0.5, rel=0.02)
     assert errors[2] < 2.0**-9
+
+
+def test_a_send_that_cannot_be_is_refused() -> None:
+    for change, message in (
+        ({"numel": "1Mi"}, "Send: expected numel to be a number of at least 0, got '1Mi'"),
+        ({"numel": -1}, "at least 0, got -1"),
+        ({"world": 0}, "expected world to be a number of at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Send(**{"kind": "all_reduce", "round": 1, "numel": 9, **change})
+
+
+def test_a_collective_without_a_world_is_told_to_be_of_one_rank() -> None:
+    alone = Send(kind="all_reduce", round=1, numel=1 << 20)
+    for policy in (Auto(), Auto(("int8", "sign"), budget_s=1e-3)):
+        explanation = policy.explain(alone)
+        assert [row.codec for row in explanation.rows] == ["none"]
+        assert "one rank sends nothing; say how many there are: Send(..., world=4)" in str(explanation)
+        assert policy.choose(alone).name == "none"
+    assert "one rank" not in str(Auto().explain(replace(alone, world=2)))
+    assert "one rank" not in str(Auto().explain(replace(alone, kind="gossip")))
+
+
+def test_policies_show_what_they_are() -> None:
+    auto = Auto(objective="time", max_error=0.1)
+    auto.believe(rate_mbps=100.0)
+    shown = {
+        repr(Fixed("int8")): "Fixed('int8:block=256')",
+        repr(auto): "Auto(objective='time', budget_s=None, max_error=0.1; 0 collectives",
+        repr(
+            PerLayer({"*.bias": "bf16", "head.*": Auto()}, "int4")
+        ): "PerLayer({'*.bias': 'bf16', 'head.*': Auto(",
+        repr(Schedule([])): "Schedule(0 decisions",
+        repr(ErrorFeedback("topk:ratio=0.01")): "ErrorFeedback('topk:ratio=0.01'; residuals of 0 keys)",
+    }
+    for text, beginning in shown.items():
+        assert text.startswith(beginning), text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -50,15 +51,21 @@ def codec(text: Like) -> Codec:
         return text
     if not isinstance(text, str):
         raise ValueError(
-            f"codec: expected a text such as 'int8:block=256' or a codec, got {type(text).__name__}"
+            "codec: expected a text such as 'int8:block=256' or a codec, "
+            f"got {type(text).__name__} {reprlib.repr(text)}"
         )
     return _parse(text)
 
 
 @lru_cache(maxsize=256)
 def _parse(text: str) -> Codec:
-    if text.strip().partition(":")[0] == "auto":
+    name = text.strip().partition(":")[0]
+    if name == "auto":
         raise ValueError("codec 'auto' is a policy, not a codec; only collectives and training accept it")
+    if name == "powersgd":
+        raise ValueError(
+            f"codec {text!r} is an algorithm of gradients, not a codec; only dance.ddp accepts it"
+        )
     return parse(text, _BY_NAME)
 
 

@@ -159,7 +159,7 @@ def parse(text: str, kinds: Mapping[str, type[Codec]]) -> Codec:
     name = name.strip()
     kind = kinds.get(name)
     if kind is None:
-        raise ValueError(f"unknown codec {text!r}; {_meant(text, kinds)}choose from {', '.join(kinds)}")
+        raise unknown_codec(text, {each: kinds[each].examples[0] for each in kinds})
     known = {option.name: option for option in options_of(kind)}
     listing = (
         ", ".join(
@@ -189,12 +189,13 @@ def parse(text: str, kinds: Mapping[str, type[Codec]]) -> Codec:
     return kind(**options)
 
 
-def _meant(text: str, kinds: Mapping[str, type[Codec]]) -> str:
-    """The codec whose name is nearest, as text with its options after a colon."""
+def unknown_codec(text: str, examples: Mapping[str, str]) -> ValueError:
+    """The error for a text whose name is none of ``examples``, of which it shows the nearest."""
     from difflib import get_close_matches  # of use after a mistake alone
 
     word = text.lower().replace(",", ":").partition(":")[0].strip()
-    return "".join(f"did you mean {kinds[name].examples[0]}? " for name in get_close_matches(word, kinds, 1))
+    meant = "".join(f"did you mean {examples[name]}? " for name in get_close_matches(word, examples, 1))
+    return ValueError(f"unknown codec {text!r}; {meant}choose from {', '.join(examples)}")
 
 
 def _semicolon(values: Any, key: str, item: str, kinds: Mapping[str, type[Codec]]) -> str:

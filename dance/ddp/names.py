@@ -24,6 +24,7 @@ class ParameterNames:
             int, tuple[weakref.ref[torch.Tensor], str]
         ] = {}  # by id; neither keeps the other alive
         self._ddp: weakref.ref[DistributedDataParallel] | None = None
+        self.sizes: dict[str, int] = {}  # elements, by name
 
     @property
     def serving(self) -> bool:
@@ -38,10 +39,9 @@ class ParameterNames:
     def take(self, ddp: DistributedDataParallel) -> None:
         """Serves ``ddp`` from now on."""
         self._ddp, self._group = weakref.ref(ddp), GroupRef(ddp.process_group)
-        self._named = {
-            id(parameter): (weakref.ref(parameter), name.replace(_COMPILED, ""))
-            for name, parameter in ddp.module.named_parameters()
-        }
+        named = named_parameters(ddp)
+        self._named = {id(each): (weakref.ref(each), name) for name, each in named.items()}
+        self.sizes = {name: each.numel() for name, each in named.items()}
 
     def know(self, parameters: Sequence[torch.Tensor]) -> bool:
         """Returns whether ``parameters`` are those of a DDP module that is served, and still there."""
@@ -74,3 +74,8 @@ class ParameterNames:
             "CompressionState: a gradient came from another module than the one that this state serves; "
             "give each DDP module a state of its own (dance.ddp.attach makes one)"
         )
+
+
+def named_parameters(ddp: DistributedDataParallel) -> dict[str, torch.Tensor]:
+    """The parameters of the module in ``ddp``, by the names that rules and snapshots have."""
+    return {name.replace(_COMPILED, ""): each for name, each in ddp.module.named_parameters()}

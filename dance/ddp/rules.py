@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -18,6 +18,11 @@ class Rules:
 
     def __init__(self, patterns: Mapping[str, Like] | None) -> None:
         self._patterns = [(pattern, to_codec(like)) for pattern, like in (patterns or {}).items()]
+
+    def idle(self, names: Iterable[str]) -> list[str]:
+        """Returns the patterns that fit none of ``names``."""
+        known = list(names)
+        return [each for each, _ in self._patterns if not any(fnmatchcase(name, each) for name in known)]
 
     def choose(self, name: str, ndim: int, default: Any) -> Any:
         """Returns the codec of a parameter of ``ndim`` dimensions; ``default`` is a codec or a policy.

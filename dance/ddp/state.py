@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import reprlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -10,10 +12,11 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import dance.feedback
-from dance.codecs import Codec, Like
+from dance.codecs import CODECS, Codec, Like
 from dance.codecs import codec as to_codec
+from dance.codecs.value import unknown_codec
 from dance.ddp.layout import Layout
-from dance.ddp.names import ParameterNames
+from dance.ddp.names import ParameterNames, named_parameters
 from dance.ddp.rules import Rules
 from dance.distributed import CallStats, Work
 from dance.distributed.totals import Totals
@@ -69,7 +72,12 @@ class CompressionState:
         self.factors = LowRank(PowerSGD())
         self._world = 0  # that the residuals belong to; 0: none yet
         self._loaded: tuple[int, int] | None = None  # rank and world of a snapshot, until a group is known
+        self._named: dict[str, int | None] = {}  # parameters of that snapshot, until a module is known
         self._totals = Totals()
+
+    def __repr__(self) -> str:
+        codec = str(self._codec) if isinstance(self._codec, (Codec, PowerSGD)) else self._codec
+        return f"CompressionState({codec!r}; {self.step} steps)"
 
     @property
     def codec(self) -> Any:
@@ -83,11 +91,11 @@ class CompressionState:
             self._auto = self._auto or Auto()
             parsed = self._auto
         elif isinstance(codec, str):
-            powersgd = codec.partition(":")[0].strip() == "powersgd"
-            parsed = PowerSGD.parse(codec) if powersgd else to_codec(codec)
+            parsed = _parsed(codec)
         elif not isinstance(codec, (Codec, PowerSGD)) and not hasattr(codec, "choose"):
             raise ValueError(
-                f"CompressionState: expected a codec, a policy or PowerSGD, got {type(codec).__name__}; "
+                "CompressionState: expected a codec, a policy or PowerSGD, "
+                f"got {type(codec).__name__} {reprlib.repr(codec)}; "
                 'pass a text such as "auto", "int8" or "powersgd:rank=4"'
             )
         if self._feedback and isinstance(parsed, Codec) and not parsed.bounded:
@@ -112,8 +120,14 @@ class CompressionState:
     def serve(self, ddp: DistributedDataParallel) -> None:
         """Works for ``ddp`` from now on, whose first step is grouped as the last step before was."""
         self.check_loaded(ddp)
-        self._loaded = None
+        self._loaded, self._named = None, {}
         self.names.take(ddp)
+        for pattern in self._rules.idle(self.names.sizes):
+            warnings.warn(
+                f"CompressionState: no parameter fits the rule {pattern!r}; names are those of "
+                f"model.named_parameters(), such as {next(iter(self.names.sizes), '')!r}",
+                stacklevel=3,
+            )
         self.layout.expect(self.layout.buckets)
 
     def names_of(self, parameters: Sequence[torch.Tensor]) -> list[str]:
@@ -123,8 +137,12 @@ class CompressionState:
         return self.names.of(parameters)
 
     def check_loaded(self, ddp: DistributedDataParallel) -> None:
-        """ValueError where a snapshot was loaded that is not this rank's in the group of ``ddp``."""
+        """ValueError where a snapshot was loaded that is not of the model in ``ddp``, or not of this rank in
+        its group.
+        """
         self._check(self._loaded, ddp.process_group)
+        if self._named:
+            _check_names(self._named, {name: each.numel() for name, each in named_parameters(ddp).items()})
 
     def _check(self, loaded: tuple[int, int] | None, group: dist.ProcessGroup | None) -> None:
         """The same of ``loaded``, rank and world of a snapshot."""
@@ -165,7 +183,7 @@ class CompressionState:
         self.layout.end_step()
 
     def count_factored(self, numel: int, dtype: str) -> None:
-        """Notes that ``numel`` elements go by way of `factors`, which count their bytes themselves."""
+        """Notes that ``numel`` elements go by way of `factors`, which count what that takes themselves."""
         raw = plan("all_reduce", "none", numel, self._world, dtype=dtype)
         call = CallStats(
             collective="all_reduce",
@@ -180,7 +198,8 @@ class CompressionState:
     def stats(self) -> dict[str, Any]:
         """Returns running totals of this rank, as `dance.distributed.stats` has them, and the steps."""
         totals = {"steps": self.step, **self._totals.read()}
-        totals["bytes_sent"] += self.factors.bytes_sent
+        for name, value in self.factors.stats().items():
+            totals[name] += value
         return totals
 
     def rescale(self, factor: float) -> None:
@@ -210,23 +229,49 @@ class CompressionState:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over the snapshot of this rank, tensors copied; a run goes on as if it had not stopped.
 
-        ValueError where it is another rank's, or of another world size (see `reshard`); before there is a DDP
-        module whose group could tell, `attach` raises it. The memory of a policy is dropped where there is
-        none now.
+        ValueError, which changes nothing, where it is of another model, another rank's, or of another world
+        size (see `reshard`); before there is a DDP module that could tell, `attach` raises it. The memory of
+        a policy is dropped where there is none now.
         """
         if not isinstance(state, Mapping) or "residuals" not in state:
             raise ValueError("CompressionState: expected what state_dict or reshard gave")
         loaded = (state["rank"], state["world"]) if state["world"] else None
+        named: dict[str, int | None] = dict.fromkeys(name for names in state["layout"] for name in names)
+        named |= dict.fromkeys(state["factors"]["factors"])
+        named |= {name: each.numel() for name, each in state["residuals"]["residuals"].items()}
         if self.names.serving:
             self._check(loaded, self.names.group)
-            loaded = None
-        self._loaded = loaded
+            _check_names(named, self.names.sizes)
+            loaded, named = None, {}
+        self._loaded, self._named = loaded, named
         self.residuals.load_state_dict(state["residuals"])
         self.factors.load_state_dict(state["factors"])
         if state["policy"] is not None and hasattr(self._codec, "load_state_dict"):
             self._codec.load_state_dict(state["policy"])
         self.layout.expect(state["layout"])
         self.step, self._world = state["step"], state["world"]
+
+
+def _parsed(text: str) -> Codec | PowerSGD:
+    name = text.partition(":")[0].strip()
+    if name == "powersgd":
+        return PowerSGD.parse(text)
+    examples = {kind.name: kind.examples[0] for kind in CODECS}
+    examples |= {PowerSGD.name: PowerSGD.examples[0], "auto": "auto"}
+    if name not in examples:
+        raise unknown_codec(text, examples)
+    return to_codec(text)
+
+
+def _check_names(named: Mapping[str, int | None], sizes: Mapping[str, int]) -> None:
+    """ValueError where a parameter of a snapshot is not in the model, or not of its size; None: unknown."""
+    for name, numel in named.items():
+        if name not in sizes or numel not in (None, sizes[name]):
+            other = f"has {numel} elements, here {sizes[name]}" if name in sizes else "is no parameter here"
+            raise ValueError(
+                f"CompressionState: the snapshot is of another model: its {name!r} {other}; load it around "
+                "the model that it was saved with"
+            )
 
 
 def reshard(states: Sequence[Mapping[str, Any]], rank: int, world: int) -> dict[str, Any]:

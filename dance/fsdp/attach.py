@@ -33,10 +33,10 @@ def attach(
     False where that is what FSDP was to save. ``gather_codec``: a dense codec, or a policy, of the weights
     that forward and backward see (the shards that the optimizer updates stay exact); None sends them as they
     are. Messages of less than ``min_bytes`` pass uncompressed. ``seed`` is the run's, for stochastic codecs.
-    To attach again replaces what was attached, residuals included.
 
-    UnavailableError where torch cannot do it (2.9 and newer can). ValueError where no module is sharded and
-    for a sparse ``gather_codec``. In HSDP the all-reduce between replicas is torch's own, uncompressed.
+    UnavailableError where torch cannot do it (2.9 and newer can). ValueError where no module is sharded,
+    where one is compressed already (`Compression.detach` ends that) and for a sparse ``gather_codec``. In
+    HSDP the all-reduce between replicas is torch's own, uncompressed.
     """
     from torch.distributed import fsdp
 

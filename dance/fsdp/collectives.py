@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 import dance.distributed as dd
+from dance.distributed import torch_names
 from dance.fsdp.compression import Compression
 from dance.fsdp.message import Message
 
@@ -38,6 +39,9 @@ class ReduceScatter(_Comm):
         async_op: bool = False,
     ) -> dist.Work | None:
         compression, feedback = self._compression, self._compression.feedback
+        if not compression.attached:
+            plain = torch_names.reduce_scatter_tensor
+            return plain(output_tensor, input_tensor, op, group=group, async_op=async_op)  # type: ignore[no-any-return]
         if op not in (dist.ReduceOp.SUM, dist.ReduceOp.AVG):
             raise ValueError(
                 f"fsdp: gradients can be reduced by SUM and AVG, got {op}; call "
@@ -74,6 +78,9 @@ class AllGather(_Comm):
         group: dist.ProcessGroup,
         async_op: bool = False,
     ) -> dist.Work | None:
+        if not self._compression.attached:
+            plain = torch_names.all_gather_into_tensor
+            return plain(output_tensor, input_tensor, group=group, async_op=async_op)  # type: ignore[no-any-return]
         work = dd.all_gather_into_tensor(
             output_tensor,
             input_tensor,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -13,11 +14,13 @@ from dance.codecs import codec as to_codec
 from dance.feedback import ErrorFeedback
 from dance.fsdp.message import Message, messages_of
 
+# What attach made, by id of the FSDP module: it keeps its modules alive, so that none has another's id.
+_ATTACHED: WeakValueDictionary[int, Compression] = WeakValueDictionary()
 _SAME = "load it into the model that it was saved with"
 
 
 class Compression:
-    """What `dance.fsdp.attach` returns. `codec` may be set between steps.
+    """What `dance.fsdp.attach` returns. `codec` may be set between steps; `detach` ends it.
 
     ``bytes_sent`` counts headers, too, ``raw_bytes`` what the same messages would have been uncompressed:
     of "gradients" (reduce-scatter) and "parameters" (all-gather with a codec).
@@ -28,6 +31,14 @@ class Compression:
     ) -> None:
         self.codec = to_codec(codec) if isinstance(codec, str) and codec != "auto" else codec
         self.messages = messages_of(module)
+        self.attached = True
+        for each in self._modules():
+            other = _ATTACHED.get(id(each))
+            if other is not None and other.attached:
+                raise ValueError(
+                    f"fsdp: the model is compressed already; set the codec of what attach returned "
+                    f"(compression.codec = {str(codec)!r}), or call its detach() before attach"
+                )
         # A policy's residuals fit any codec.
         store = self.codec if isinstance(self.codec, Codec) else "int8"
         self.feedback = ErrorFeedback(store) if feedback else None
@@ -35,6 +46,17 @@ class Compression:
         self.seed = seed
         self.bytes_sent = {"gradients": 0, "parameters": 0}
         self.raw_bytes = {"gradients": 0, "parameters": 0}
+        _ATTACHED.update(dict.fromkeys(map(id, self._modules()), self))
+
+    def _modules(self) -> list[Any]:
+        return [each for message in self.messages for each in message.modules]
+
+    def detach(self) -> None:
+        """Sends as torch does from the next step on, at all ranks alike; then `attach` takes the model again.
+
+        Residuals and counts stay here: what is still owed goes on with ``load_state_dict(old.state_dict())``.
+        """
+        self.attached = False
 
     def count(self, kind: str, work: dd.Work) -> None:
         """Adds what a collective, now done, has sent."""
@@ -48,8 +70,8 @@ class Compression:
         if numel != message.numel:
             raise ValueError(
                 f"fsdp: in {message.key!r} some parameters have no gradient in this step; call "
-                "set_reduce_scatter_unused_params(True) on the model, attach again after freezing some, or "
-                "pass feedback=False"
+                "set_reduce_scatter_unused_params(True) on the model, pass feedback=False, or detach() and "
+                "attach anew after freezing some"
             )
         residual = self.feedback.residual(message.key)
         if residual is not None:

@@ -12,10 +12,11 @@ from dance.policy.candidates import Candidates, Lists
 from dance.policy.cost import link_cost, link_doubt, relative_error, sent_nbytes
 from dance.policy.explanation import Cost, Explanation, Row
 from dance.policy.rules import Choice, Course, Prospect, commit, least_error, least_time
-from dance.policy.send import Send, shape_of
+from dance.policy.send import ALONE, Send, shape_of
 
 _HEADROOM = 0.8  # a less lossy codec must fit with a fifth to spare, or estimates would make it come and go
 _DWELL_ROUNDS = 20
+_NONE = Uncompressed()
 
 
 class Auto(Agreeing):
@@ -64,7 +65,17 @@ class Auto(Agreeing):
         self._courses: dict[Any, Course] = {}  # by shape of a collective, by kind and target of a packet
         self._settled: dict[Any, Codec] = {}  # what to answer until something new is agreed on
 
+    def __repr__(self) -> str:
+        link = self.link_estimate()
+        known = "" if link is None else f", link {link.rate_mbps:.3g} Mbit/s"
+        return (
+            f"Auto(objective={self.objective!r}, budget_s={self.budget_s}, "
+            f"max_error={self.candidates.max_error}; {self.round} collectives{known})"
+        )
+
     def _decide(self, send: Send) -> Codec:
+        if send.is_alone:
+            return _NONE
         return self._decide_call(send) if send.is_collective else self._decide_packet(send)
 
     def _decide_packet(self, send: Send) -> Codec:
@@ -171,6 +182,8 @@ class Auto(Agreeing):
 
     def explain(self, send: Send) -> Explanation:
         """Returns what `choose` would choose for ``send`` now, with the cost of every candidate."""
+        if send.is_alone:
+            return Explanation(send=send, rows=(self._row(send, _NONE),), reason=ALONE)
         candidates = self.candidates.of(send)
         if send.is_collective:
             course = self._courses.get(shape_of(send), Course())

@@ -19,6 +19,9 @@ class Fixed(Logged):
         super().__init__()
         self.codec = to_codec(codec)
 
+    def __repr__(self) -> str:
+        return f"Fixed({str(self.codec)!r})"
+
     def _decide(self, send: Send) -> Codec:
         return self.codec
 
@@ -43,6 +46,12 @@ class Schedule(Logged):
             entries.append((decision.round, to_codec(decision.codec)))
         for entries in self._codecs.values():
             entries.sort(key=lambda entry: entry[0])
+
+    def __repr__(self) -> str:
+        kinds = sorted(_name(kind, target) for kind, target in self._codecs)
+        return (
+            f"Schedule({sum(map(len, self._codecs.values()))} decisions for {', '.join(kinds) or 'nothing'})"
+        )
 
     def _logged(self, send: Send) -> tuple[int, Codec]:
         entries = self._codecs.get((send.kind, send.target), ())

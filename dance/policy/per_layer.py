@@ -31,6 +31,10 @@ class PerLayer:
         self._policies = list(dict.fromkeys([*(policy for _, policy in self._rules), self._default]))
         self._lengths = [0] * len(self._policies)
 
+    def __repr__(self) -> str:
+        rules = ", ".join(f"{pattern!r}: {_shown(policy)}" for pattern, policy in self._rules)
+        return f"PerLayer({{{rules}}}, {_shown(self._default)})"
+
     def rule_of(self, target: str) -> Codec | Policy | None:
         """Returns what the first pattern that matches says, None where the default counts."""
         policy = self._ruled(target)
@@ -112,6 +116,11 @@ def part_of(like: Any, target: str) -> Any:
 
 def _policy(each: Like | Policy) -> Policy:
     return Fixed(each) if isinstance(each, (str, Codec)) else each
+
+
+def _shown(policy: Policy) -> str:
+    part = _plain(policy)
+    return repr(str(part) if isinstance(part, Codec) else part)
 
 
 def _plain(policy: Policy) -> Codec | Policy:

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from dance.bandwidth import Measured
+from dance.plan import COLLECTIVES
+
+# Why a send that `is_alone` is not compressed.
+ALONE = "one rank sends nothing; say how many there are: Send(..., world=4)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +37,20 @@ class Send:
     feedback: bool = False
     device: str = "cpu"
 
+    def __post_init__(self) -> None:
+        for name, least in (("numel", 0), ("world", 1)):
+            value = getattr(self, name)
+            if not hasattr(value, "__index__") or value < least:
+                raise ValueError(f"Send: expected {name} to be a number of at least {least}, got {value!r}")
+
     @property
     def is_collective(self) -> bool:
         return self.world > 1
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it is a collective of one rank, which sends nothing."""
+        return self.kind in COLLECTIVES and not self.is_collective and not self.links
 
 
 # kind, world, dtype, feedback and octave of a send: what decisions and corrections are kept for.

@@ -9,13 +9,12 @@ from typing import Any
 from dance.bandwidth import LinkEstimate
 from dance.codecs import Codec, Uncompressed
 from dance.codecs import codec as to_codec
-from dance.plan import COLLECTIVES
 from dance.policy.agreeing import Agreeing
 from dance.policy.calibration import Calibration, read_calibration
 from dance.policy.candidates import Candidates
 from dance.policy.cost import relative_error, sent_nbytes
 from dance.policy.explanation import Cost, Explanation, Row
-from dance.policy.send import Send, shape_of
+from dance.policy.send import ALONE, Send, shape_of
 
 _GAIN = 0.04  # another codec must promise so much
 
@@ -41,6 +40,10 @@ class Table(Agreeing):
         ] = {}  # by shape of a collective, by kind and target of a packet
         self._settled: dict[tuple[str, str, int], Codec] = {}  # until something new is agreed on
 
+    def __repr__(self) -> str:
+        made = self.calibration
+        return f"Table({made.collective} over {made.world} ranks, max_error={self._candidates.max_error})"
+
     def _decide(self, send: Send) -> Codec:
         name = _name(send)
         held = self._held.get(name)
@@ -60,8 +63,8 @@ class Table(Agreeing):
 
     def _look_up(self, send: Send, held: Codec | None) -> tuple[Codec, dict[Codec, float] | None, str]:
         """Returns the codec to take, the seconds of all candidates if the link is known, and why."""
-        if _is_alone(send):
-            return Uncompressed(), None, "one rank sends nothing"
+        if send.is_alone:
+            return Uncompressed(), None, ALONE
         made = (self.calibration.collective, self.calibration.world)
         if made != ((send.kind, send.world) if send.is_collective else (made[0], 2)):
             raise ValueError(
@@ -95,7 +98,7 @@ class Table(Agreeing):
     def explain(self, send: Send) -> Explanation:
         """Returns what `choose` would choose for ``send`` now, with the calibrated time of each candidate."""
         chosen, seconds, reason = self._look_up(send, self._held.get(_name(send)))
-        candidates = (chosen,) if _is_alone(send) else self._candidates.of(send)
+        candidates = (chosen,) if send.is_alone else self._candidates.of(send)
         rows = tuple(
             self._table_row(send, each, None if seconds is None else seconds[each], chosen=each == chosen)
             for each in candidates
@@ -131,7 +134,3 @@ class Table(Agreeing):
 def _name(send: Send) -> tuple[Any, ...]:
     """What the codec in use is kept for: calls of about one size, packets of one kind and target."""
     return shape_of(send) if send.is_collective else (send.kind, send.target)
-
-
-def _is_alone(send: Send) -> bool:
-    return send.kind in COLLECTIVES and not send.is_collective and not send.links
