@@ -106,7 +106,8 @@ def cached_network(
 ) -> tuple[FeatureNetwork, float | None]:
     """The network of a data set, in evaluation, channels innermost; and its accuracy, None without labels."""
     network, accuracy = _cached(data, seed, folder, on_training)
-    return network.to(memory_format=torch.channels_last), accuracy
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub forgets it
+    return network, accuracy
 
 
 def _cached(
