@@ -6,7 +6,7 @@
 Run it from the source tree. On one thread: every codec and operation beside memcpy and the peers that are
 installed, in the same rounds. Then input of 16 bits, two threads against one, small calls from Python, and
 AVX2 alone (DANCE_CPU=avx2). Writes benchmarks/results/cpu_<name of the CPU>_<target>.json, and the tables
-of that CPU target: machines whose CPUs have one name may differ in what they can do.
+of docs/performance.md: machines whose CPUs have one name may differ in what they can do.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def main() -> int:
         path = RESULTS / f"cpu_{name}_{target}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(results.entry(), indent=1) + "\n")
-        tables.rewrite(DOCUMENT, text, f"measured with {target}")
+        tables.rewrite(DOCUMENT, text)
         print(f"\nwrote {path.relative_to(ROOT)} and {DOCUMENT.relative_to(ROOT)}", file=sys.stderr)
     return 0
 
