@@ -121,6 +121,7 @@ def test_ctrl_c_leaves_an_earlier_file_as_it_was(tmp_path: Path) -> None:
     rates = ["--mbps", *(str(k) for k in range(1, 2000))]
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "dance", *arguments, *rates],
+        cwd=tmp_path,  # not the source tree, whose dance/ may have no extension
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
