@@ -22,7 +22,7 @@ import numpy as np
 import reference
 from reference import DTYPES
 from texts import block_of, sizes, texts
-from values import VALUES, any_nan
+from values import MISLEADING, VALUES, any_nan
 
 FLT_MAX, FLT_MIN = reference.FLT_MAX, reference.FLT_MIN
 OPERATIONS = ("encode", "feedback", "difference")
@@ -57,7 +57,7 @@ class Case:
                 reference.store(array, dtype).copy()
                 for array, dtype in zip(_drawn(self.numel, self.values), self.dtypes, strict=True)
             )
-        if self.values == "nan":
+        if self.values.endswith("nan"):
             rng = np.random.default_rng(self.numel)
             return any_nan(rng, x, self.dtypes[0]), any_nan(rng, state, self.dtypes[1]), out
         return x, state, out
@@ -65,8 +65,9 @@ class Case:
 
 @lru_cache(maxsize=512)
 def _drawn(numel: int, values: str) -> tuple[np.ndarray, ...]:
-    rng = np.random.default_rng([numel, list(VALUES).index(values)])
-    x = VALUES[values](rng, numel)
+    families = {**VALUES, **MISLEADING}
+    rng = np.random.default_rng([numel, list(families).index(values)])
+    x = families[values](rng, numel)
     arrays = x, np.roll(x, 7) * np.float32(0.5), rng.standard_normal(numel)
     return tuple(array.astype(np.float32) for array in arrays)
 
@@ -119,6 +120,16 @@ def threaded_cases() -> Iterator[Case]:
         yield Case(codec=text, operation=operation, numel=THREADED, values=values, dtypes=_dtypes(draw))
 
 
+def misled_cases() -> Iterator[Case]:
+    """Selectors whose sample is like no other element, on several threads."""
+    for text, values in product(
+        ("topk:ratio=0.01", "topk:ratio=0.01,values=int8", "dgc:ratio=0.01"), MISLEADING
+    ):
+        for operation, state in product(OPERATIONS, ("float32", "float16")):
+            dtypes = ("float32", state, "float32")
+            yield Case(codec=text, operation=operation, numel=THREADED, values=values, dtypes=dtypes)
+
+
 def large_cases() -> Iterator[Case]:
     """More than 2^20 elements; few, because the oracle is slow."""
     from dance import codecs
@@ -136,7 +147,7 @@ def large_cases() -> Iterator[Case]:
 
 
 def all_cases() -> list[Case]:
-    return list(dict.fromkeys((*small_cases(), *threaded_cases(), *large_cases())))
+    return list(dict.fromkeys((*small_cases(), *threaded_cases(), *misled_cases(), *large_cases())))
 
 
 # ---- results

@@ -38,6 +38,23 @@ def _halfway(rng: np.random.Generator, n: int) -> np.ndarray:
     return x
 
 
+def _looked_at(n: int) -> np.ndarray:
+    """Where an exact selector samples an array of n elements (estimate_bounds in csrc/cpu/candidates.cpp)."""
+    size = 256
+    while size < 16384 and size * size < 16 * n:
+        size *= 2
+    i, step = np.arange(min(size, n)), max(1, n // size)
+    return i * step + ((i * 0x9E3779B1 % 2**32 * step) >> 32)
+
+
+def _misled(rng: np.random.Generator, n: int, factor: float, *bad: float) -> np.ndarray:
+    """Elements of a selector's sample are so many times as large as all others: what it says is wrong."""
+    x = _sprinkle(rng, n, *bad) if bad else rng.standard_normal(n).astype(np.float32)
+    chosen = _looked_at(n)
+    x[chosen] = np.float32(factor) * (np.sign(x[chosen]) + x[chosen])
+    return x
+
+
 VALUES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "gaussian": lambda rng, n: rng.standard_normal(n).astype(np.float32),
     "zero": lambda rng, n: np.zeros(n, np.float32),
@@ -53,6 +70,12 @@ VALUES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "halfway": _halfway,
     "inf": lambda rng, n: _sprinkle(rng, n, np.inf, -np.inf),
     "nan": lambda rng, n: _sprinkle(rng, n, np.nan, np.inf),
+}
+# For selectors alone: far fewer are as large as the sample says, so there is a second attempt; or far more.
+MISLEADING: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
+    "sample_too_large": lambda rng, n: _misled(rng, n, 1024),
+    "sample_too_large, nan": lambda rng, n: _misled(rng, n, 1024, np.nan, np.inf),
+    "sample_too_small": lambda rng, n: _misled(rng, n, 1 / 1024),
 }
 _NAN = {"float32": (0x7F800000, 0x7FFFFF, 31), "float16": (0x7C00, 0x3FF, 15), "bfloat16": (0x7F80, 0x7F, 15)}
 
