@@ -8,7 +8,7 @@ from pathlib import Path
 
 LEAST = 95.0
 HELD = ("csrc/frame/", "csrc/codec_api.cpp", "csrc/codecs/", "csrc/cpu/")
-# The choice of a CPU target, which neither decodes nor parses: its refusals are reached only on a CPU that lacks one.
+# The choice of a CPU target neither decodes nor parses, and refuses only on a CPU that lacks one.
 EXCEPT = ("csrc/cpu/dispatch.cpp", "csrc/cpu/targets.cpp")
 
 
