@@ -10,7 +10,8 @@ rm -rf dist
 wheel=$(ls dist/*.whl)
 size=$(stat -c %s "$wheel")
 echo "$wheel: $size bytes"
-[ "$size" -lt 2000000 ] || { echo "the wheel exceeds 2 MB" >&2; exit 1; }
+# Nine tenths of it are kernels: every codec, operation and dtype for seven architectures and PTX.
+[ "$size" -lt 12000000 ] || { echo "the wheel exceeds 12 MB" >&2; exit 1; }
 
 alone=$(mktemp -d)
 trap 'rm -rf "$alone"' EXIT
