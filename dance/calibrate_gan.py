@@ -157,7 +157,7 @@ def _round_s(run: RunConfig, shape: tuple[int, ...]) -> tuple[float, int]:
         images = torch.zeros((run.batch_size, *shape))
         g = build_generator(run, shape, 0)
         batches = Batches(images=images, size=run.batch_size, seed=run.seed, node=1)
-        d = build_discriminator(run, run.d_optimizer, batches)
+        d = build_discriminator(run, run.d_optimizer or "block-adam", batches)
         d_ids = range(1, 1 + run.d_nodes)
         times = []
         for r in range(_TIMED):

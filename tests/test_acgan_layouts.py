@@ -216,7 +216,7 @@ def test_gossiping_generators_need_no_hub_and_come_together() -> None:
 
 
 def test_a_switch_goes_on_from_the_reference_that_all_hold() -> None:
-    settings = AcganConfig(sync_period=4, switch_above=0.0, switch_bytes=1.5)
+    settings = AcganConfig(sync_period=4, switch_above=0.0, switch_bytes=1.5, aggregation="parameters")
     before = data_parallel(replace(TINY, acgan=settings), rounds=8)
     nodes = adaptive(replace(TINY, acgan=settings), rounds=8)
     assert nodes.switched == 8  # after two exchanges of about one byte a parameter
@@ -241,6 +241,28 @@ def test_a_switch_goes_on_from_the_reference_that_all_hold() -> None:
     assert counts.of().sent_bytes == first.of().sent_bytes + 2 * 2 * 3
     nodes.round(8)
     assert counts.of(kind="image").sent_bytes > 0
+
+
+@pytest.mark.parametrize("solver", [None, "adam", "block-adam"])
+def test_after_a_switch_to_averaged_gradients_all_discriminators_stay_one(solver: str | None) -> None:
+    settings = AcganConfig(sync_period=4, switch_above=0.0, switch_bytes=1.5)  # low-rank by default
+    config = replace(TINY, d_optimizer=solver, acgan=settings)  # type: ignore[arg-type]
+    before = data_parallel(replace(config, acgan=replace(settings, aggregation=None)), rounds=8)
+    nodes = adaptive(config, rounds=8)
+    assert isinstance(nodes.layout, ModelParallel)
+    assert before.delta is not None
+    for r in range(8, 16):
+        if r == 10:
+            solvers = [d.solver for d in nodes.layout.discriminators.values()]
+            kind = BlockAdam if solver == "block-adam" else Adam
+            assert all(isinstance(each, kind) for each in solvers)
+            first = solvers[0].state_dict()
+            for each in solvers[1:]:
+                assert all(torch.equal(first[name], t) for name, t in each.state_dict().items())
+        thetas = [d.net.theta for d in nodes.layout.discriminators.values()]
+        assert all(torch.equal(thetas[0], theta) for theta in thetas)
+        assert torch.equal(thetas[0], before.delta.theta) == (r == 8)
+        nodes.round(r)
 
 
 def test_without_skew_or_before_enough_bytes_nothing_switches() -> None:

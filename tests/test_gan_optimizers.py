@@ -112,9 +112,34 @@ def test_a_state_of_another_optimizer_is_refused() -> None:
         Adam(3, RATES).load_state_dict({"m": torch.zeros(3)})
 
 
+def test_ema_begins_short_and_ends_with_its_decay() -> None:
+    ema, expected, random = Ema(torch.zeros(3), 0.9), torch.zeros(3, dtype=torch.float64), torch.Generator()
+    for t in range(1, 200):
+        theta = torch.randn(3, generator=random)
+        ema.update(theta)
+        decay = min(0.9, (1 + t) / (10 + t))
+        expected = decay * expected + (1 - decay) * theta.double()
+    # One rounding of float32 a step, each forgotten at the decay's rate: 10 steps' worth.
+    torch.testing.assert_close(ema.average.double(), expected, atol=10 * 2**-22, rtol=0)
+
+
 def test_ema_of_several_rounds_at_once() -> None:
     once, often = Ema(torch.zeros(3), 0.9), Ema(torch.zeros(3), 0.9)
+    for ema in (once, often):  # until the decay is whole
+        for _ in range(90):
+            ema.update(torch.zeros(3))
     once.update(torch.ones(3), 5)
     for _ in range(5):
         often.update(torch.ones(3))
     torch.testing.assert_close(once.average, often.average)
+
+
+def test_ema_goes_on_from_its_state() -> None:
+    whole, first, second = (Ema(torch.zeros(2), 0.99) for _ in range(3))
+    for t in range(40):
+        theta = torch.tensor([1.0, t])
+        whole.update(theta)
+        (first if t < 20 else second).update(theta)
+        if t == 19:
+            second.load_state_dict(first.state_dict())
+    assert torch.equal(whole.average, second.average)

@@ -83,8 +83,9 @@ class RunConfig:
     """Codec of the images a G-Node sends, or auto."""
     feedback_codec: str = "sign:block=image"
     """Codec of the feedback a D-Node sends, or auto; block=image: one scale an image."""
-    d_optimizer: Optimizer = "block-adam"
-    """Optimizer of the D-Nodes (ac-gan, standalone); block-adam shares its second moment between nodes."""
+    d_optimizer: Optimizer | None = None
+    """Optimizer of the D-Nodes (ac-gan, standalone); None: adam where all step along one averaged gradient
+    (acgan.aggregation), elsewhere block-adam, which shares its second moment between nodes."""
     g_optimizer: Optimizer = "adam"
     """Optimizer of every generator."""
     batch_size: int = 16
@@ -182,6 +183,14 @@ class RunConfig:
     """Settings of gossip-gan."""
 
     @property
+    def aggregation(self) -> str:
+        """What D-Nodes average (`acgan.aggregation`), where they do so other than by exchanging models."""
+        if self.acgan.aggregation is not None:
+            return self.acgan.aggregation
+        low_rank = self.layout == "adaptive" and self.topology == "hub" and self.table is None
+        return "low-rank" if low_rank else "parameters"
+
+    @property
     def num_nodes(self) -> int:
         """Nodes of the run: processes, when it is not simulated. Standalone is one node; gossip-gan has no
         server."""
@@ -241,8 +250,9 @@ def validate(config: RunConfig) -> None:
     one_of("algorithm", config.algorithm, ALGORITHMS)
     _check_topology(config)
     one_of("device", config.device, ("cpu",))
-    for name in ("d_optimizer", "g_optimizer"):
-        one_of(name, getattr(config, name), OPTIMIZERS)
+    one_of("g_optimizer", config.g_optimizer, OPTIMIZERS)
+    if config.d_optimizer is not None:
+        one_of("d_optimizer", config.d_optimizer, OPTIMIZERS)
     for group in (config.acgan, config.mdgan, config.flgan, config.gossipgan):
         group.validate()
     counts = (
@@ -402,11 +412,7 @@ def _check_layout(config: RunConfig) -> None:
             f"acgan.g_sync: the adaptive layout exchanges delta, got {settings.g_sync}; "
             "use --layout data-parallel"
         )
-    if (
-        config.layout == "data-parallel"
-        and settings.g_sync == "delta"
-        and settings.aggregation != "parameters"
-    ):
+    if config.layout == "data-parallel" and settings.g_sync == "delta" and config.aggregation != "parameters":
         raise ValueError(
             "acgan.aggregation: g_sync delta exchanges discriminators too, so their gradients are not "
             "averaged; use g_sync gradient or exact"
@@ -420,7 +426,7 @@ def _check_layout(config: RunConfig) -> None:
         raise ValueError(
             "acgan.feedback_weights: ua without R1 collapses to one mode; use --r1 0.5 or other weights"
         )
-    if not config.has_hub and settings.aggregation != "parameters":
+    if not config.has_hub and config.aggregation != "parameters":
         raise ValueError(
             "acgan.aggregation: gradients are averaged at a hub, which workers that gossip along a "
             f"{config.topology} do not have; use --topology hub or aggregation parameters"
@@ -453,7 +459,7 @@ def _check_table(config: RunConfig) -> None:
     if config.table is None:
         return
     through_hub = config.algorithm == "ac-gan" and config.topology == "hub"
-    if not through_hub or config.layout == "data-parallel" or config.acgan.aggregation != "parameters":
+    if not through_hub or config.layout == "data-parallel" or config.aggregation != "parameters":
         raise ValueError(
             "table: recipes are for ac-gan's gossip through the hub, model parallel or adaptive; "
             "drop --table, or use --topology hub and --acgan.aggregation parameters"

@@ -126,13 +126,13 @@ class GNode:
     def state_dict(self) -> dict[str, Tensor]:
         return {
             "w": self.net.theta,
-            "w_average": self.ema.average,
+            **_prefixed("ema.", self.ema.state_dict()),
             **_prefixed("g_solver.", self.solver.state_dict()),
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.net.theta.copy_(state["w"])
-        self.ema.average.copy_(state["w_average"])
+        self.ema.load_state_dict(under("ema.", state))
         self.solver.load_state_dict(under("g_solver.", state))
 
     def _labels(self, round_index: int, num_images: int) -> list[Tensor]:
@@ -265,8 +265,13 @@ def discriminator_net(config: RunConfig, image_shape: Sequence[int]) -> FlatModu
 def build_discriminator(config: RunConfig, solver: str, batches: Batches) -> DNode:
     """A D-Node with the optimizer named `solver`; all of a run start from the same weights."""
     net = discriminator_net(config, tuple(batches.images.shape[1:]))
+    return DNode(batches.node, net, discriminator_solver(config, solver, net), batches, config)
+
+
+def discriminator_solver(config: RunConfig, solver: str, net: FlatModule) -> Optimizer:
+    """A fresh optimizer named `solver` for a discriminator."""
     rates = Rates(learning_rate=d_learning_rate(config), beta1=config.beta1, beta2=config.beta2)
-    return DNode(batches.node, net, optimizer(solver, net.sizes, rates), batches, config)
+    return optimizer(solver, net.sizes, rates)
 
 
 def _keep_own_moment(solver: Optimizer) -> None:

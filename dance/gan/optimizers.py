@@ -166,12 +166,27 @@ def decayed(round_index: int, decay_rounds: int) -> float:
 
 
 class Ema:
-    """The running average of a flat vector, started at its first value."""
+    """The running average of a flat vector, started at its first value.
+
+    After t rounds the decay of a round is at most (1 + t) / (10 + t), as in TensorFlow's
+    ExponentialMovingAverage, so that a short run's average is of its last tenth and not of its first rounds.
+    """
 
     def __init__(self, theta: Tensor, decay: float) -> None:
         self.decay = decay
         self.average = theta.clone()
+        self._rounds = torch.zeros(1, dtype=torch.int64)
 
     def update(self, theta: Tensor, rounds: int = 1) -> None:
         """Take in `theta`, that has stood for `rounds` rounds."""
-        self.average.lerp_(theta, 1 - self.decay**rounds)
+        self._rounds += rounds
+        passed = int(self._rounds)
+        decay = min(self.decay, (1 + passed) / (10 + passed))
+        self.average.lerp_(theta, 1 - decay**rounds)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"average": self.average, "rounds": self._rounds}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.average.copy_(state["average"])
+        self._rounds.copy_(state["rounds"])

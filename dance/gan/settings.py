@@ -41,9 +41,10 @@ class AcganConfig:
     """Consensus step of the gossip; None: the known good one of the codec (sign 0.5, int8 0.9, none 1.0)."""
     order: Order = "fresh"
     """When D-Nodes gossip: fresh (before they answer the generators) or overlap (while answers travel)."""
-    aggregation: Aggregation = "parameters"
+    aggregation: Aggregation | None = None
     """What D-Nodes average: parameters (gossip every H rounds), or every step, at the hub, the gradient, or
-    that as low-rank: each of its matrices as two thin factors."""
+    that as low-rank: each of its matrices as two thin factors. None: low-rank in the adaptive layout through
+    the hub, unless a table says how to gossip, elsewhere parameters."""
     rank: int = 2
     """Directions that low-rank keeps of each matrix."""
     factor_codec: str = "int8"
@@ -81,7 +82,8 @@ class AcganConfig:
         if self.fake_batch_size is not None:
             at_least("acgan.fake_batch_size", self.fake_batch_size, 1)
         one_of("acgan.order", self.order, get_args(Order))
-        one_of("acgan.aggregation", self.aggregation, get_args(Aggregation))
+        if self.aggregation is not None:
+            one_of("acgan.aggregation", self.aggregation, get_args(Aggregation))
         one_of("acgan.attachment", self.attachment, get_args(Attachment))
         one_of("acgan.g_sync", self.g_sync, get_args(GSync))
         one_of("acgan.feedback_weights", self.feedback_weights, SCHEMES)

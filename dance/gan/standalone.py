@@ -33,7 +33,7 @@ class Standalone:
         (part,) = parts
         self.g = build_generator(config, part.shape[1:], 0)
         batches = Batches(images=part, size=config.batch_size, seed=config.seed, node=1)
-        self.d = build_discriminator(config, config.d_optimizer, batches)
+        self.d = build_discriminator(config, config.d_optimizer or "block-adam", batches)
 
     def round(self, round_index: int) -> None:
         local_round(self.g, self.d, round_index)

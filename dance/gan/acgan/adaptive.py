@@ -19,8 +19,9 @@ from dance.exchange import Exchange
 from dance.gan.acgan.average import disagreement
 from dance.gan.acgan.data_parallel import DataParallel
 from dance.gan.acgan.model_parallel import ModelParallel, Nodes
+from dance.gan.acgan.team import d_solver
 from dance.gan.config import RunConfig
-from dance.gan.nodes import discriminator_net
+from dance.gan.nodes import discriminator_net, discriminator_solver
 from dance.gan.parts import Part
 
 # The indicator of one exchange is noisy; so many of the last ones are averaged.
@@ -69,6 +70,10 @@ class Adaptive:
             discriminators=layout.discriminators,
             discriminator=discriminator,
         )
+        if self.config.aggregation != "parameters":
+            # All D-Nodes take equal steps from here on, for which what they remember must be equal, too.
+            for d in layout.discriminators.values():
+                d.solver = discriminator_solver(self.config, d_solver(self.config), d.net)
         self.layout = ModelParallel(self.config, self.exchange, self.parts, nodes=nodes, ways=layout.wires)
 
     def measured(self) -> dict[str, Any]:

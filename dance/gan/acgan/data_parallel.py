@@ -47,7 +47,8 @@ class DataParallel:
         self.wires = wires(config, exchange, math.prod(shape))
         self.sync = config.acgan.g_sync
         self.period = config.acgan.sync_period
-        self.discriminators = d_nodes(config, self.wires, parts)
+        aggregates = self.sync != "delta"
+        self.discriminators = d_nodes(config, self.wires, parts, aggregates=aggregates)
         self.generators = {node: build_generator(config, shape, node) for node in self.discriminators}
         self.servers = {
             node: build_generator(config, shape, node) for node in self.wires.g_ids if node in exchange.nodes
@@ -62,7 +63,7 @@ class DataParallel:
                 config.layout,
             )
         first_d, first_g = discriminator_net(config, shape), build_generator(config, shape, HUB).net
-        self.team = Team(config, self.wires, self.discriminators, first_d, aggregates=self.sync != "delta")
+        self.team = Team(config, self.wires, self.discriminators, first_d, aggregates=aggregates)
         self.delta: Delta | None = None
         self.average: FeedbackAverage | None = None
         self.gossip: Gossip | None = None

@@ -24,6 +24,7 @@ from dance.gan.models import FlatModule
 from dance.gan.nodes import Batches, DNode, build_discriminator, under
 from dance.gan.optimizers import BlockAdam
 from dance.gan.parts import Part
+from dance.gan.settings import Optimizer
 from dance.gan.workers import Workers
 
 
@@ -42,17 +43,17 @@ class Team:
         self.wires = wires
         self.nodes = dict(nodes)
         self.local_steps = config.local_steps
-        self.shares_moments = config.d_optimizer == "block-adam"
+        self.shares_moments = d_solver(config, aggregates=aggregates) == "block-adam"
         self.workers = Workers(config, wires.post, nodes)
         self.gossip: Gossip | None = None
         self.average: FeedbackAverage | LowRankAverage | None = None
         # One D-Node has nobody to agree with: it sends nothing and is a standalone GAN's discriminator.
         if not aggregates or config.d_nodes == 1:
             return
-        if config.acgan.aggregation == "gradient":
+        if config.aggregation == "gradient":
             self.average = FeedbackAverage(wires, start.theta.numel(), "d-gradient")
             return
-        if config.acgan.aggregation == "low-rank":
+        if config.aggregation == "low-rank":
             self.average = LowRankAverage(wires, start, config.acgan.rank)
             return
         members = Members(
@@ -121,11 +122,20 @@ class Team:
             self.gossip.restore(node, tensors, meta)
 
 
-def d_nodes(config: RunConfig, wires: Wires, parts: Sequence[Part]) -> dict[int, DNode]:
+def d_solver(config: RunConfig, *, aggregates: bool = True) -> Optimizer:
+    """The name of the D-Nodes' optimizer, in a layout in which they aggregate by themselves or not."""
+    averages = aggregates and config.aggregation != "parameters"
+    return config.d_optimizer or ("adam" if averages else "block-adam")
+
+
+def d_nodes(
+    config: RunConfig, wires: Wires, parts: Sequence[Part], *, aggregates: bool = True
+) -> dict[int, DNode]:
     """The D-Nodes of this process, each with its part of the data."""
+    solver = d_solver(config, aggregates=aggregates)
     nodes = {}
     for node, part in zip(wires.d_ids, parts, strict=True):
         if node in wires.here:
             batches = Batches(images=part, size=config.batch_size, seed=config.seed, node=node)
-            nodes[node] = build_discriminator(config, config.d_optimizer, batches)
+            nodes[node] = build_discriminator(config, solver, batches)
     return nodes
