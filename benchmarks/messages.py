@@ -22,7 +22,7 @@ from dance.gan.standalone import Standalone
 
 N, B, ROUNDS, EPOCH = 8, 16, 20, 10
 SHAPE = (1, 28, 28)
-BASE = RunConfig(d_nodes=N, batch_size=B, simulate=True)
+BASE = RunConfig(layout="model-parallel", d_nodes=N, batch_size=B, simulate=True)
 FEEDBACK = f"sign:block={image_block(28 * 28)}"
 
 

@@ -67,7 +67,7 @@ def worker(variant: Variant) -> None:
     from dance.gan.engine import build
 
     torch.set_num_threads(variant.threads)
-    config = RunConfig(d_nodes=variant.nodes, simulate=True)
+    config = RunConfig(layout="model-parallel", d_nodes=variant.nodes, simulate=True)
     train = products(config) if variant.stack == PRODUCTS else None
     if train is None:
         if variant.stack != "off":  # a baseline may not know the field

@@ -18,7 +18,9 @@ from dance.gan.config import validate
 from dance.gan.engine import build
 from dance.gan.rows import Algorithm
 
-CONFIG = RunConfig(d_nodes=3, batch_size=4, latent=6, g_widths=(16,), d_widths=(24,), simulate=True)
+CONFIG = RunConfig(
+    layout="model-parallel", d_nodes=3, batch_size=4, latent=6, g_widths=(16,), d_widths=(24,), simulate=True
+)
 
 
 def trained(config: RunConfig, rounds: int = 6) -> tuple[Algorithm, SimulatedExchange]:

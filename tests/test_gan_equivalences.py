@@ -18,6 +18,7 @@ from dance.gan.nodes import build_discriminator, build_generator
 
 SHAPE = (1, 4, 8)
 TINY = RunConfig(
+    layout="model-parallel",
     d_nodes=3,
     batch_size=5,
     latent=6,

@@ -20,7 +20,15 @@ from dance.gan.parts import Part, parts_of, run_data, with_classes
 from dance.gan.settings import AcganConfig
 
 CONFIG = RunConfig(
-    conditional=True, num_classes=3, batch_size=6, latent=4, g_widths=(8,), d_widths=(7,), d_nodes=2, r1=0.0
+    layout="model-parallel",
+    conditional=True,
+    num_classes=3,
+    batch_size=6,
+    latent=4,
+    g_widths=(8,),
+    d_widths=(7,),
+    d_nodes=2,
+    r1=0.0,
 )
 
 

@@ -109,7 +109,7 @@ def test_a_round_takes_its_computing_its_codecs_its_bytes_and_its_latencies() ->
 def test_slow_links_want_coarser_and_rarer_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate_gan, "measure_speed", lambda *_, **__: Speed(encode_s=1e-9, decode_s=1e-9))
     monkeypatch.setattr(calibrate_gan, "ROUNDS", {PLAIN: 1.0, COARSE: 2.0})
-    run = RunConfig(d_nodes=4)
+    run = RunConfig(layout="model-parallel", d_nodes=4)
     config = CalibrateGanConfig(mbps=(1.0, 1e6), deviation=(0.0, 0.5), compute_ms=10.0, run=run)
     found = calibrate_gan.calibrate_gan(config)
     assert found.seconds.argmin(2).tolist() == [[1, 1], [0, 0]]
@@ -158,7 +158,14 @@ def test_the_committed_rounds_are_those_of_the_study() -> None:
 # ---- the controller ----------------------------------------------------------------------------------------
 
 TINY = RunConfig(
-    d_nodes=2, batch_size=5, latent=6, g_widths=(9,), d_widths=(8, 7), gossip_codec="auto", simulate=True
+    layout="model-parallel",
+    d_nodes=2,
+    batch_size=5,
+    latent=6,
+    g_widths=(9,),
+    d_widths=(8, 7),
+    gossip_codec="auto",
+    simulate=True,
 )
 
 

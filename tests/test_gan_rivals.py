@@ -26,7 +26,16 @@ from dance.gan.settings import FlganConfig, GossipganConfig, MdganConfig
 from dance.gan.standalone import Standalone
 
 SHAPE = (1, 4, 8)
-TINY = RunConfig(d_nodes=3, batch_size=5, latent=6, g_widths=(9,), d_widths=(8, 7), r1=0.5, r1_every=2)
+TINY = RunConfig(
+    layout="model-parallel",
+    d_nodes=3,
+    batch_size=5,
+    latent=6,
+    g_widths=(9,),
+    d_widths=(8, 7),
+    r1=0.5,
+    r1_every=2,
+)
 EPOCH = 4  # rounds: 20 images in batches of 5
 
 

@@ -21,6 +21,7 @@ from dance.gan.weighting import Weighting
 
 SHAPE = (1, 4, 8)
 TINY = RunConfig(
+    layout="model-parallel",
     d_nodes=3,
     batch_size=5,
     latent=6,

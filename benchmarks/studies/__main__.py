@@ -37,6 +37,8 @@ class Config:
     """Begin no further run after so long."""
     most: int | None = None
     """Do at most so many runs now."""
+    only: str | None = None
+    """Do only runs whose name (as --list shows it) contains this."""
     quick: bool = False
     """Tiny runs, into files of their own; no tables."""
     list: bool = False
@@ -85,6 +87,7 @@ def _run(study: Study, results: Results, config: Config, ends_at: float | None) 
     left = config.most
     while True:
         fresh = [w for w in study.wanted(results) if not results.has(w) and w.key not in failed]
+        fresh = [w for w in fresh if config.only is None or config.only in w.key]
         if config.list:
             for wanted in fresh:
                 print(f"  {wanted.key}  {wanted.method.changes}")

@@ -117,7 +117,11 @@ def _wanted(results: Results) -> list[Wanted]:
     return [
         Wanted(
             group=GROUP,
-            method=Method(label=f"{count} G-Nodes", algorithm="ac-gan", changes={"g_nodes": count}),
+            method=Method(
+                label=f"{count} G-Nodes",
+                algorithm="ac-gan",
+                changes={"g_nodes": count, "layout": "model-parallel"},
+            ),
             seed=seed,
             common=common,
         )

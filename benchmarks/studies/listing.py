@@ -11,7 +11,7 @@ STUDIES: dict[str, Study] = {
         images.study("a", "Fashion-MNIST over 8 nodes", images.FASHION),
         sweeps.GAUSSIANS,
         sweeps.CODECS,
-        images.study("b", "MNIST over 8 nodes", images.MNIST),
+        images.study("b", "MNIST over 8 nodes", images.MNIST, cut=images.MNIST_CUT),
         sweeps.BANDWIDTH,
         gap.STUDY,
         sweeps.SCALING,

@@ -38,6 +38,7 @@ def fids(recipe: tuple[str, int, str, str], seed: int) -> list[tuple[int, float]
     if not (folder / "summary.json").exists():
         run(
             RunConfig(
+                layout="model-parallel",
                 gossip_codec=gossip,
                 image_codec=image,
                 feedback_codec=feedback,

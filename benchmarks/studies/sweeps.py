@@ -15,6 +15,9 @@ from dance.compare.table import cell_of, short, text_of
 
 FASHION = {"data": "fashion-mnist", "evaluate_every": 0, "checkpoint_every": 500, "stack": "auto"}
 RATE = {"d_learning_rate": 1e-3, "g_learning_rate": 1e-3}
+# As measured first: images in int8.
+HUB = {"layout": "model-parallel", "image_codec": "int8"}
+LOW: Mapping[str, Any] = {"layout": "model-parallel", "acgan.aggregation": "low-rank"}
 
 
 def _method(label: str, algorithm: str = "ac-gan", **changes: Any) -> Method:
@@ -39,7 +42,8 @@ def _grouped(results: Results, groups: Sequence[str], marks: Sequence[float] = (
 
 SCALES = (4, 16, 64)
 _SCALED = (
-    _method("AC-GAN hub, sign"),
+    _method("AC-GAN adaptive"),
+    _method("AC-GAN hub, sign", **HUB),
     _method("MD-GAN", "md-gan", **RATE),
     _method("FL-GAN", "fl-gan", **RATE),
 )
@@ -52,7 +56,7 @@ def _scaling(results: Results) -> list[Wanted]:
             group=f"N = {nodes}",
             method=method,
             seed=0,
-            common={**FASHION, "partition": "classes:5", "d_nodes": nodes, **_length(1000, 2.0)},
+            common={**FASHION, "partition": "classes:5", "d_nodes": nodes, **_length(600, 2.0)},
         )
         for nodes in SCALES
         for method in _SCALED
@@ -60,20 +64,26 @@ def _scaling(results: Results) -> list[Wanted]:
 
 
 _CODECS: Mapping[str, Mapping[str, Any]] = {
-    "sign": {"gossip_codec": "sign"},
+    "sign": {},
+    "low-rank": LOW,
     "none": {"gossip_codec": "none"},
     "int4": {"gossip_codec": "int4"},
     "int8": {"gossip_codec": "int8"},
-    "sign, every 2 rounds": {"gossip_codec": "sign", "acgan.period": 2},
-    "sign, int4 images": {"gossip_codec": "sign", "image_codec": "int4"},
-    "sign, int8 feedback": {"gossip_codec": "sign", "feedback_codec": "int8"},
+    "sign, every 2 rounds": {"acgan.period": 2},
+    "sign, int4 images": {"image_codec": "int4"},
+    "sign, int8 feedback": {"feedback_codec": "int8"},
+    "low-rank, rank 1": {**LOW, "acgan.rank": 1},
+    "low-rank, rank 4, factors int4": {**LOW, "acgan.rank": 4, "acgan.factor_codec": "int4"},
+    "low-rank, images int4": {**LOW, "image_codec": "int4"},
+    "low-rank, images int2": {**LOW, "image_codec": "int2"},
+    "low-rank, 8 images a batch": {**LOW, "acgan.fake_batch_size": 8},
     "int2": {"gossip_codec": "int2"},
     "ternary": {"gossip_codec": "ternary"},
     "topk 10 %": {"gossip_codec": "topk:ratio=0.1"},
     "fp16": {"gossip_codec": "fp16"},
     "qsgd 15 levels": {"gossip_codec": "qsgd:levels=15"},
     "mxfp4": {"gossip_codec": "mxfp4"},
-    "sign, fp16 images": {"gossip_codec": "sign", "image_codec": "fp16"},
+    "sign, fp16 images": {"image_codec": "fp16"},
 }
 _CODEC_GROUP = "classes:2, 1,000 rounds"
 
@@ -81,29 +91,31 @@ _CODEC_GROUP = "classes:2, 1,000 rounds"
 def _codecs(results: Results) -> list[Wanted]:
     common = {**FASHION, "partition": "classes:2", "d_nodes": 8, **_length(1000)}
     return [
-        Wanted(group=_CODEC_GROUP, method=_method(label, **changes), seed=seed, common=common)
+        Wanted(group=_CODEC_GROUP, method=_method(label, **{**HUB, **changes}), seed=seed, common=common)
         for seed in (0, 1, 2)
         for label, changes in _CODECS.items()
     ]
 
 
 _TRACES = {
-    "10 Mbit/s, 5 ms": "10mbit,5ms",
-    "50 to 2 Mbit/s and back every 20 s": "steps:50,2@20s",
-    "cellular around 20 Mbit/s": "cellular:20,deviation=0.5,seed=2",
+    "10 Mbit/s, 5 ms": "10mbit,5ms; 0: 1gbit",
+    "50 to 2 Mbit/s and back every 20 s": "steps:50,2@20s; 0: 1gbit",
+    "cellular around 20 Mbit/s": "cellular:20,deviation=0.5,seed={node}; 0: 1gbit",
 }
 _FIXED = {
-    "auto": {"codec": "auto"},
-    "sign, int8 images (ours)": {},
-    "int8": {"codec": "int8"},
-    "none": {"codec": "none"},
-    "fp16": {"codec": "fp16"},
+    "auto": {**HUB, "codec": "auto"},
+    "sign": HUB,
+    "int8": {**HUB, "codec": "int8"},
+    "fp16": {**HUB, "codec": "fp16"},
+    "none": {**HUB, "codec": "none"},
+    "adaptive layout": {},
 }
-_SECONDS = 240.0
+_SECONDS = 120.0
 
 
 def _bandwidth(results: Results) -> list[Wanted]:
-    """Equal virtual seconds; a group a link. `none` needs few rounds in that time, `sign` many."""
+    """Equal virtual seconds; a group a link, which D-Nodes have; the G-Node's is fast. In that time `none` does
+    few rounds, `sign` many."""
     common = {
         **FASHION, "partition": "classes:2", "d_nodes": 8, "virtual_seconds": _SECONDS, "rounds": 3000,
         "compute": "20ms", "evaluate_at": list(growing(3000, growth=1.5)),
@@ -144,12 +156,14 @@ def _gaussians(results: Results) -> list[Wanted]:
         **_length(rounds),
     }  # fmt: skip
     methods = (
-        _method("AC-GAN hub, sign"),
-        _method("AC-GAN hub, sign, local Adam", d_optimizer="adam"),
-        _method("AC-GAN hub, float32", gossip_codec="none"),
+        _method("AC-GAN adaptive"),
+        _method("AC-GAN hub, sign", **HUB),
+        _method("AC-GAN hub, sign, local Adam", d_optimizer="adam", **HUB),
+        _method("AC-GAN hub, float32", gossip_codec="none", **HUB),
         _method("MD-GAN", "md-gan"),
         _method(f"MD-GAN, {OURS}", "md-gan", **WITH_OUR_CODECS["MD-GAN"]),
         _method("FL-GAN", "fl-gan"),
+        _method("Gossip GAN", "gossip-gan"),
         _method("standalone, all modes in one place", "standalone"),
     )
     return [
@@ -175,7 +189,7 @@ SCALING = Study(
     question="Fashion-MNIST over 4, 16 and 64 nodes",
     wanted=_scaling,
     tables=lambda results: _grouped(results, [f"N = {nodes}" for nodes in SCALES]),
-    cut="One seed, 1,000 rounds, classes:5, learning rates not swept.",
+    cut="One seed, 600 rounds, classes:5, learning rates not swept.",
 )
 CODECS = Study(
     name="e",
@@ -189,7 +203,8 @@ BANDWIDTH = Study(
     question="Fixed codecs against auto on changing links",
     wanted=_bandwidth,
     tables=_bandwidth_tables,
-    cut=f"Fashion-MNIST, 8 nodes, {_SECONDS:.0f} s of the virtual clock, 20 ms of compute a round; one seed.",
+    cut=f"Fashion-MNIST, 8 nodes, {_SECONDS:.0f} s of the virtual clock, 20 ms of compute a round, the G-Node "
+    "at 1 Gbit/s; one seed.",
 )
 GAUSSIANS = Study(
     name="g",

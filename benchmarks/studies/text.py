@@ -43,15 +43,12 @@ def finals(results: Results, group: str, labels: Sequence[str]) -> str:
     return table(["method", "seeds", *(name for name, *_ in columns)], lines, 1)
 
 
-def at_bytes(
-    results: Results, group: str, labels: Sequence[str], marks: Sequence[float], plateau: str | None = None
-) -> str:
+def at_bytes(results: Results, group: str, labels: Sequence[str], marks: Sequence[float]) -> str:
     """The raw generator's FID for so many MB a D-Node; in brackets the seeds, where not all got there.
 
     Of the raw one, since the running average comes late where there were few rounds.
 
-    Methods whose names begin with `plateau` ended early; beyond their end stands, in square brackets, the
-    best FID of their whole runs.
+    Beyond a method's end stands, in square brackets, the best FID of its whole runs.
     """
     cells: dict[str, list[Cell]] = {}
     counts: dict[str, list[int]] = {}
@@ -70,7 +67,7 @@ def at_bytes(
         for k in range(len(marks)):
             text = _bold(cells[name][k], short, at in marked[k])
             count = counts[name][k]
-            if not count and plateau and name.startswith(plateau) and marks[k] > marks[0]:
+            if not count and k:
                 text = f"[{text_of(cell_of([_least(run) for run in _good(results, group, name)]), short)}]"
             texts.append(text if count in (0, most) else f"{text} ({count})")
         lines.append([name, *texts])

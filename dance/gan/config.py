@@ -62,7 +62,7 @@ class RunConfig:
     """Discriminator nodes, each with a private part of the data; standalone multiplies its batch by it."""
     g_nodes: int = 1
     """Generator nodes (more than one: ac-gan only; the first is the one that is evaluated)."""
-    layout: Layout = "model-parallel"
+    layout: Layout = "adaptive"
     """Where G and D live (ac-gan): model-parallel (on different nodes), data-parallel (both at every worker)
     or adaptive (data parallel until an exchange measures skewed data, model parallel from then on)."""
     topology: str = "hub"
@@ -77,9 +77,9 @@ class RunConfig:
     """The run's only seed: weights, data, noise and packets follow from it."""
     codec: str | None = None
     """One codec for every message, for example none, int8 or auto; it overrides the codecs below."""
-    gossip_codec: str = "sign"
-    """Codec of the discriminators' gossip, or auto."""
-    image_codec: str = "int8"
+    gossip_codec: str | None = None
+    """Codec of the discriminators' gossip, or auto; None: sign. Named, it makes the adaptive layout gossip."""
+    image_codec: str = "int4"
     """Codec of the images a G-Node sends, or auto."""
     feedback_codec: str = "sign:block=image"
     """Codec of the feedback a D-Node sends, or auto; block=image: one scale an image."""
@@ -187,7 +187,7 @@ class RunConfig:
         """What D-Nodes average (`acgan.aggregation`), where they do so other than by exchanging models."""
         if self.acgan.aggregation is not None:
             return self.acgan.aggregation
-        low_rank = self.layout == "adaptive" and self.topology == "hub" and self.table is None
+        low_rank = self.layout == "adaptive" and self.topology == "hub" and self.gossip_codec is None
         return "low-rank" if low_rank else "parameters"
 
     @property
@@ -466,7 +466,7 @@ def _check_table(config: RunConfig) -> None:
         )
     if "auto" not in (config.codec, config.gossip_codec):
         raise ValueError(
-            f"table: {config.table} chooses codecs, but --gossip-codec is {config.gossip_codec}; "
+            f"table: {config.table} chooses codecs, but --gossip-codec is {config.gossip_codec or 'sign'}; "
             "use --gossip-codec auto, or drop --table"
         )
 

@@ -43,8 +43,8 @@ class AcganConfig:
     """When D-Nodes gossip: fresh (before they answer the generators) or overlap (while answers travel)."""
     aggregation: Aggregation | None = None
     """What D-Nodes average: parameters (gossip every H rounds), or every step, at the hub, the gradient, or
-    that as low-rank: each of its matrices as two thin factors. None: low-rank in the adaptive layout through
-    the hub, unless a table says how to gossip, elsewhere parameters."""
+    that as low-rank: each of its matrices as two thin factors. None: low-rank in the adaptive layout,
+    unless there is a gossip_codec or no hub, elsewhere parameters."""
     rank: int = 2
     """Directions that low-rank keeps of each matrix."""
     factor_codec: str = "int8"
@@ -70,7 +70,7 @@ class AcganConfig:
     """Data parallel: codec of exchanged models, or auto."""
     switch_above: float = 2.8
     """Adaptive layout: go model parallel where workers' changes differ by so many times what they share."""
-    switch_bytes: float = 16.0
+    switch_bytes: float = 8.0
     """Adaptive layout: bytes a parameter of G and D that a worker exchanges before the run may switch."""
 
     def validate(self) -> None:
@@ -96,7 +96,7 @@ class AcganConfig:
         if not self.switch_above >= 0:
             raise ValueError(f"acgan.switch_above: {self.switch_above} must be 0 or more, for example 2.8")
         if not 0 <= self.switch_bytes < float("inf"):
-            raise ValueError(f"acgan.switch_bytes: {self.switch_bytes} must be 0 or more, for example 16")
+            raise ValueError(f"acgan.switch_bytes: {self.switch_bytes} must be 0 or more, for example 8")
 
     @property
     def codec_texts(self) -> Mapping[str, str]:

@@ -38,7 +38,7 @@ def _texts(config: RunConfig) -> dict[str, str]:
     texts = {
         "image": config.image_codec,
         "feedback": config.feedback_codec,
-        "gossip": config.gossip_codec,
+        "gossip": config.gossip_codec or "sign",
         "delta": settings.sync_codec,
         "g-gossip": settings.sync_codec,
         "d-gradient": settings.gradient_codec,
