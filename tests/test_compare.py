@@ -274,7 +274,16 @@ def test_one_algorithm_with_two_settings_is_two_methods(compared: Path) -> None:
 def test_a_budget_in_bytes_ends_a_run(tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["compare", "--methods", "ac-gan", "--seeds", "0", "--simulate", "--d-nodes", "2"]
-    words += ["--megabytes", "0.8", "--evaluate-megabytes", "0.4", "--evaluate-images", "100"]
+    words += [
+        "--layout",
+        "model-parallel",
+        "--megabytes",
+        "0.8",
+        "--evaluate-megabytes",
+        "0.4",
+        "--evaluate-images",
+        "100",
+    ]
     assert cli.main([*words, "--batch-size", "8", "--out", str(out)]) == 0
     run = read_run(out / "ac-gan" / "seed-0")
     rounds, spent = run.summary["rounds"], run.summary["bytes_per_node"] / 1e6

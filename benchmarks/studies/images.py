@@ -162,8 +162,8 @@ def _shown(setting: Setting, group: str, results: Results) -> list[str]:
 
 CUT = (
     "FL-GAN and, iid, the adaptive layout end at 31 MB, skewed at 61; beyond its end the tables show "
-    "a method's best FID ever, in square brackets. Rates of the rivals are swept on seed 0; ours are 0.001, not "
-    "swept. Gossip GAN at 0.001 only, and judged by one worker's generator, for it has no other."
+    "a method's best FID ever, in square brackets. Rates of the rivals are swept on seed 0; ours are 0.001, "
+    "not swept. Gossip GAN at 0.001 only, and judged by one worker's generator, for it has no other."
 )
 
 

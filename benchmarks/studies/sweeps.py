@@ -114,8 +114,8 @@ _SECONDS = 120.0
 
 
 def _bandwidth(results: Results) -> list[Wanted]:
-    """Equal virtual seconds; a group a link, which D-Nodes have; the G-Node's is fast. In that time `none` does
-    few rounds, `sign` many."""
+    """Equal virtual seconds; a group a link, which D-Nodes have, the G-Node's is fast. In that time `none`
+    does few rounds and `sign` many."""
     common = {
         **FASHION, "partition": "classes:2", "d_nodes": 8, "virtual_seconds": _SECONDS, "rounds": 3000,
         "compute": "20ms", "evaluate_at": list(growing(3000, growth=1.5)),
@@ -203,8 +203,8 @@ BANDWIDTH = Study(
     question="Fixed codecs against auto on changing links",
     wanted=_bandwidth,
     tables=_bandwidth_tables,
-    cut=f"Fashion-MNIST, 8 nodes, {_SECONDS:.0f} s of the virtual clock, 20 ms of compute a round, the G-Node "
-    "at 1 Gbit/s; one seed.",
+    cut=f"Fashion-MNIST, 8 nodes, {_SECONDS:.0f} s of the virtual clock, 20 ms of compute a round, "
+    "the G-Node at 1 Gbit/s; one seed.",
 )
 GAUSSIANS = Study(
     name="g",

@@ -78,7 +78,7 @@ class RunConfig:
     codec: str | None = None
     """One codec for every message, for example none, int8 or auto; it overrides the codecs below."""
     gossip_codec: str | None = None
-    """Codec of the discriminators' gossip, or auto; None: sign. Named, it makes the adaptive layout gossip."""
+    """Codec of the discriminators' gossip, or auto; None: sign. One makes the adaptive layout gossip."""
     image_codec: str = "int4"
     """Codec of the images a G-Node sends, or auto."""
     feedback_codec: str = "sign:block=image"
