@@ -112,16 +112,43 @@ def test_tables_are_read_off_the_curves(results: Results, tmp_path: Path) -> Non
     labels = results.labels(images.SKEWED)
     assert labels == [images.HUB, rival]
     hub, md = _rows(at_bytes(results, images.SKEWED, labels, (5.0, 10.0, 20.0)))
-    assert hub == [images.HUB, "301", "**201**", "-"]  # it ended at 15 MB; what stands alone is no best
+    assert hub == [images.HUB, "301", "**201**", "[101]"]  # it ended at 15 MB; what stands alone is no best
     assert md == [rival, "-", "391", "311"]
-    _, plateau = _rows(at_bytes(results, images.SKEWED, labels, (5.0, 10.0, 90.0), "MD-GAN"))
-    assert plateau == [rival, "-", "391", "[201]"]
+    _, ended = _rows(at_bytes(results, images.SKEWED, labels, (5.0, 10.0, 90.0)))
+    assert ended == [rival, "-", "391", "[201]"]
     (row,) = _rows(factors(results, images.SKEWED, [images.HUB], [rival]))
     # 100 / 200; 15 MB of 40; it was at 200 with 10 MB, a quarter of 40.
     assert row == [images.HUB, rival, "0.50", "0.38", "4.0x"]
     first = _rows(finals(results, images.SKEWED, labels))[0]
     assert first[:3] == [images.HUB, "1", "**100**"]
     assert "2" in first  # classes over 2 %
+
+
+def test_claims_are_judged_by_the_figures(results: Results, tmp_path: Path) -> None:
+    rivals = [f"{name}, rate {images.RATES[0]:g}" for name in (images.MD, images.FL)]
+    figures = {
+        images.HUB: ([300.0, 200.0, 110.0], 5.0),
+        images.ADAPTIVE: ([170.0, 90.0], 5.0),
+        images.LOCAL: ([300.0, 220.0], 5.0),
+        rivals[0]: ([390.0, 310.0, 250.0, 200.0], 10.0),
+        rivals[1]: ([199.0, 99.0], 5.0),
+    }
+    for label, (fids, step) in figures.items():
+        _done(results, _first(results, label), fids, tmp_path, megabytes_a_line=step)
+    text = images.tables(images.FASHION, results).split("#### What was aimed at")[1].strip()
+    found = {row[0].split(": ")[1]: row[2:] for row in _rows(text)}
+    md, fl = rivals
+    assert found[f"FID of {images.HUB} / {md}"] == ["0.55", "yes"]
+    assert found[f"FID of {images.HUB} / {fl}"] == ["1.11", "no"]
+    assert found[f"bytes of {images.HUB} / {md}"] == ["0.38", "yes"]  # 15 of 40 MB
+    assert found[f"bytes of {md} / {images.HUB}, until the former's last FID"] == ["4.0x", "no"]  # 40 / 10
+    assert found["FID with block Adam / local Adam"] == ["0.50", "yes"]
+    # Raw FIDs, one higher: 171 / 200 at 5 MB, 91 / 100 at 10 and, as both had ended, beyond.
+    assert found[f"FID of {images.ADAPTIVE} / {fl} at 5, 10, 20, 30 MB, worst seed and mark"] == [
+        "0.91",
+        "no",
+    ]
+    assert found[f"FID of {images.ADAPTIVE} / {fl} at 45, 60, 120 MB, worst seed and mark"] == ["0.91", "no"]
 
 
 def test_a_quick_run_has_files_of_its_own(results: Results, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.studies.claims import Names, claims
 from benchmarks.studies.frame import Results, Study, Wanted, best_rate
 from benchmarks.studies.text import at_bytes, factors, finals
 from dance.compare import Method
@@ -153,7 +154,19 @@ def tables(setting: Setting, results: Results) -> str:
         ]
         rivals = [label for label in labels if label.startswith((MD, FL))]
         parts.append(factors(results, group, [HUB, ADAPTIVE], rivals))
+    skewed, even = (_names(setting, results, group) for group in (SKEWED, EVEN))
+    if setting.parts and (text := claims(results, skewed, even)):
+        parts += ["#### What was aimed at", text]
     return "\n\n".join(part for part in parts if part)
+
+
+def _names(setting: Setting, results: Results, group: str) -> Names:
+    """Whom the claims about a group are about; rivals at our rate until the best one is known."""
+    found = {}
+    for rival in (MD, FL):
+        rate = best_rate(results, group, {rate: _label(rival, rate) for rate in setting.rates})
+        found[rival] = _label(rival, setting.rates[0] if rate is None else rate)
+    return Names(group=group, hub=HUB, adaptive=ADAPTIVE, local=LOCAL, md=found[MD], fl=found[FL], ours=OURS)
 
 
 def _shown(setting: Setting, group: str, results: Results) -> list[str]:

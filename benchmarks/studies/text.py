@@ -18,18 +18,18 @@ _DRAWN_SHARE = 0.02
 def finals(results: Results, group: str, labels: Sequence[str]) -> str:
     """The last evaluation of each method."""
     columns: list[tuple[str, Callable[[Run], float | None], Callable[[float], str], bool | None]] = [
-        ("FID", _summary("fid"), short, True),
-        ("FID, raw G", _summary("fid_raw"), short, True),
-        ("score", _summary("score"), lambda x: f"{x:.2f}", False),
+        ("FID", summary_of("fid"), short, True),
+        ("FID, raw G", summary_of("fid_raw"), short, True),
+        ("score", summary_of("score"), lambda x: f"{x:.2f}", False),
         ("classes", _classes, short, False),
-        ("a D-Node", _summary("bytes_per_node"), megabytes, None),
-        ("rounds", _summary("rounds"), lambda x: f"{x:.0f}", None),
+        ("a D-Node", summary_of("bytes_per_node"), megabytes, None),
+        ("rounds", summary_of("rounds"), lambda x: f"{x:.0f}", None),
     ]
     columns = [
         c for c in columns if any(c[1](r) is not None for label in labels for r in results.of(group, label))
     ]
     cells = [
-        [cell_of([figure(run) for run in _good(results, group, label)]) for _, figure, _, _ in columns]
+        [cell_of([figure(run) for run in good(results, group, label)]) for _, figure, _, _ in columns]
         for label in labels
     ]
     lines = []
@@ -53,7 +53,7 @@ def at_bytes(results: Results, group: str, labels: Sequence[str], marks: Sequenc
     cells: dict[str, list[Cell]] = {}
     counts: dict[str, list[int]] = {}
     for label in labels:
-        runs = _good(results, group, label)
+        runs = good(results, group, label)
         values = [[at_most(run["curve"], "fid_raw", MEGABYTES, mark) for run in runs] for mark in marks]
         if any(value is not None for column in values for value in column):
             cells[label] = [cell_of(column) for column in values]
@@ -68,7 +68,7 @@ def at_bytes(results: Results, group: str, labels: Sequence[str], marks: Sequenc
             text = _bold(cells[name][k], short, at in marked[k])
             count = counts[name][k]
             if not count and k:
-                text = f"[{text_of(cell_of([_least(run) for run in _good(results, group, name)]), short)}]"
+                text = f"[{text_of(cell_of([_least(run) for run in good(results, group, name)]), short)}]"
             texts.append(text if count in (0, most) else f"{text} ({count})")
         lines.append([name, *texts])
     return table(["method", *(f"{mark:g}" for mark in marks)], lines, 1)
@@ -79,14 +79,14 @@ def factors(results: Results, group: str, ours: Sequence[str], rivals: Sequence[
     lines = []
     for label in ours:
         for rival in rivals:
-            own, other = _good(results, group, label), _good(results, group, rival)
-            mine, theirs = (cell_of([_summary("fid")(run) for run in runs]).mean for runs in (own, other))
+            own, other = good(results, group, label), good(results, group, rival)
+            mine, theirs = (cell_of([summary_of("fid")(run) for run in runs]).mean for runs in (own, other))
             if not mine or not theirs:
                 continue
             spent, sent = (
-                cell_of([_summary("bytes_per_node")(run) for run in runs]).mean for runs in (own, other)
+                cell_of([summary_of("bytes_per_node")(run) for run in runs]).mean for runs in (own, other)
             )
-            reached = [_bytes_to(run, theirs) for run in own]
+            reached = [bytes_to(run, theirs) for run in own]
             known = [value for value in reached if value is not None]
             saved = (
                 "not reached" if len(known) < len(own) else f"{(sent or 0) / (sum(known) / len(known)):.1f}x"
@@ -99,23 +99,33 @@ def factors(results: Results, group: str, ours: Sequence[str], rivals: Sequence[
     return table(heads, lines, 2)
 
 
-def _bytes_to(run: Run, fid: float) -> float | None:
-    """Bytes a D-Node until an evaluation was at or below that FID."""
+def bytes_to(run: Run, fid: float) -> float | None:
+    """Bytes a D-Node had spent when an evaluation was at or below that FID."""
     for point in run["curve"]:
         if point.get("fid") is not None and point["fid"] <= fid and point.get("bytes_per_node"):
             return float(point["bytes_per_node"])
     return None
 
 
+def at_mark(run: Run, mark: float) -> float | None:
+    """The raw generator's FID for so many MB a D-Node; beyond the run's end its best."""
+    found = at_most(run["curve"], "fid_raw", MEGABYTES, mark)
+    ended = run["curve"][-1]["bytes_per_node"] * MEGABYTES.scale < 0.8 * mark
+    return _least(run) if found is None and ended else found
+
+
 def _least(run: Run) -> float | None:
     return min((point["fid_raw"] for point in run["curve"] if point.get("fid_raw") is not None), default=None)
 
 
-def _good(results: Results, group: str, label: str) -> list[dict[str, Any]]:
+def good(results: Results, group: str, label: str) -> list[dict[str, Any]]:
+    """The runs that did not diverge, by seed."""
     return [run for run in results.of(group, label) if run["diverged"] is None]
 
 
-def _summary(name: str) -> Callable[[Run], float | None]:
+def summary_of(name: str) -> Callable[[Run], float | None]:
+    """Reads that figure at a run's end."""
+
     def figure(run: Run) -> float | None:
         value = run["summary"].get(name)
         return None if value is None else float(value)
