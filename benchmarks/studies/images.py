@@ -62,9 +62,7 @@ class Setting:
                     if self.parts and (group != EVEN or seed == 0):
                         yield self._run(group, rival, seed, rate, ours=True)
             if self.parts and group != EVEN:
-                yield self._run(group, LOCAL, seed)
-            if self.parts and seed == 0:
-                for label in (LOW, GOSSIP):
+                for label in (LOCAL,) if seed else (LOCAL, LOW, GOSSIP):
                     yield self._run(group, label, seed)
 
     def _run(
