@@ -12,6 +12,9 @@ STUDIES: dict[str, Study] = {
         sweeps.GAUSSIANS,
         sweeps.CODECS,
         images.study("b", "MNIST over 8 nodes", images.MNIST, cut=images.MNIST_CUT),
+        images.study(
+            "i", "DCGAN on Fashion-MNIST over 8 nodes", images.CONVOLUTIONAL, cut=images.CONVOLUTIONAL_CUT
+        ),
         sweeps.BANDWIDTH,
         gap.STUDY,
         sweeps.SCALING,
