@@ -23,10 +23,11 @@ from dance import cli
 from dance.compare import Finished, Method, parse_methods, read_run
 from dance.compare.command import labelled
 from dance.compare.curves import MEGABYTES, ROUNDS, at_most, curves_of, marks_of, points
+from dance.compare.estimate import Estimate
 from dance.compare.folder import mark_diverged, state_of
 from dance.compare.method import _fields
 from dance.compare.page import spans_of
-from dance.compare.plan import growing, plan
+from dance.compare.plan import PlannedRun, growing, plan
 from dance.compare.table import cell_of, columns_of, rows_of, text_of
 from dance.gan.config import RunConfig
 
@@ -290,6 +291,25 @@ def test_a_budget_in_bytes_ends_a_run(tmp_path: Path) -> None:
     assert 0.8 <= spent < 0.8 + 10 * spent / rounds  # asked every 10 rounds
     assert any(0.4 <= line["bytes_per_node"] / 1e6 < 0.4 + spent / rounds for line in run.lines)
     assert state_of(out / "ac-gan" / "seed-0", run.config) == "done"
+
+
+def test_runs_of_one_method_and_seed_in_several_folders_are_followed_apart(tmp_path: Path) -> None:
+    (method,) = parse_methods(["standalone"])
+    base = RunConfig(simulate=True, rounds=10)
+    runs = [
+        PlannedRun(method=method, seed=0, config=method.config(base, seed=0, out=str(tmp_path / part)))
+        for part in ("one", "other")
+    ]
+    estimate = Estimate(runs, 2)
+    for one in runs:
+        estimate.begin(one)
+        one.folder.mkdir()
+    (runs[1].folder / "metrics.jsonl").write_text('{"round": 5}\n')
+    time.sleep(0.01)
+    estimate.end(runs[0])  # took all of that time, and the other one will take half of it more
+    left = estimate.left_s()
+    assert left is not None
+    assert left > 0
 
 
 def test_ctrl_c_and_the_next_call_goes_on(tmp_path: Path) -> None:

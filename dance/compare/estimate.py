@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dance.compare.plan import PlannedRun
@@ -12,20 +13,20 @@ from dance.report import read_metrics
 
 
 class Estimate:
-    """Follows runs by their names; `left_s` assumes that a method's runs take equal times."""
+    """Follows runs by their folders; `left_s` assumes that a method's runs take equal times."""
 
     def __init__(self, runs: Sequence[PlannedRun], jobs: int) -> None:
-        self._left = {one.name: one for one in runs}
+        self._left = {one.folder: one for one in runs}
         self._jobs = jobs
-        self._began: dict[str, tuple[float, float]] = {}  # when, and what share was done before
+        self._began: dict[Path, tuple[float, float]] = {}  # when, and what share was done before
         self._took: dict[str, list[float]] = {}  # seconds a whole run, by method
 
     def begin(self, one: PlannedRun) -> None:
-        self._began[one.name] = time.monotonic(), self._share(one)
+        self._began[one.folder] = time.monotonic(), self._share(one)
 
     def end(self, one: PlannedRun) -> None:
-        began, before = self._began.pop(one.name)
-        self._left.pop(one.name, None)
+        began, before = self._began.pop(one.folder)
+        self._left.pop(one.folder, None)
         if before < 0.9:  # what was all but done says little
             seconds = (time.monotonic() - began) / (1 - before)
             self._took.setdefault(one.method.slug, []).append(seconds)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,10 @@ def _several(runs: Sequence[PlannedRun], jobs: int, after: Callable[[PlannedRun,
     estimate = Estimate(runs, jobs)
     waiting, failures = list(runs), {}
     under_way: dict[int, tuple[PlannedRun, subprocess.Popen[bytes]]] = {}
-    with tempfile.TemporaryDirectory(prefix="dance-") as requests, _signals() as signals:
+    with contextlib.ExitStack() as stack:
+        requests = stack.enter_context(tempfile.TemporaryDirectory(prefix="dance-"))
+        signals = stack.enter_context(_signals())
+        stack.callback(_interrupt, under_way)  # nobody is left behind, whatever ends this
         passed_on = 0
         with _Shown(estimate, len(runs)) as shown:
             while under_way or (waiting and not signals):
@@ -144,6 +147,11 @@ def _several(runs: Sequence[PlannedRun], jobs: int, after: Callable[[PlannedRun,
                     shown.ended(one, code)
                 shown.update([one for one, _ in under_way.values()])
     return Ended(interrupted=bool(signals), failures=failures)
+
+
+def _interrupt(under_way: Mapping[int, tuple[PlannedRun, subprocess.Popen[bytes]]]) -> None:
+    for _, process in under_way.values():
+        process.send_signal(signal.SIGINT)
 
 
 def _start(one: PlannedRun, requests: Path) -> subprocess.Popen[bytes]:
@@ -195,7 +203,7 @@ class _Shown:
         self._estimate, self._total, self._done = estimate, total, 0
         self._console = Console(highlight=False, soft_wrap=True)
         self._bars: Any = None
-        self._tasks: dict[str, Any] = {}
+        self._tasks: dict[Path | str, Any] = {}
 
     def __enter__(self) -> _Shown:
         if self._console.is_terminal:
@@ -218,14 +226,14 @@ class _Shown:
 
     def begun(self, one: PlannedRun) -> None:
         if self._bars is not None:
-            self._tasks[one.name] = self._bars.add_task(one.name, total=one.config.rounds, text="")
+            self._tasks[one.folder] = self._bars.add_task(one.name, total=one.config.rounds, text="")
 
     def ended(self, one: PlannedRun, code: int) -> None:
         self._done += 1
         words = {0: "done", DIVERGED: "diverged: NaN or infinity", INTERRUPTED: "stopped; goes on next time"}
         text = f"{one.name}: {words.get(code, 'failed')}  ({self._done} of {self._total}{self._left()})"
         if self._bars is not None:
-            self._bars.remove_task(self._tasks.pop(one.name))
+            self._bars.remove_task(self._tasks.pop(one.folder))
             self._bars.console.print(text, markup=False)
         else:
             print(text, flush=True)
@@ -237,7 +245,7 @@ class _Shown:
             last = self._estimate.last_line(one)
             fid = last.get("fid")
             text = "" if fid is None else f"FID {fid:.3g}"
-            self._bars.update(self._tasks[one.name], completed=last.get("round", 0), text=text)
+            self._bars.update(self._tasks[one.folder], completed=last.get("round", 0), text=text)
         self._bars.update(self._tasks["all"], completed=self._done, text=self._left().removeprefix("; "))
 
     def _left(self) -> str:

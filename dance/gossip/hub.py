@@ -162,8 +162,11 @@ class HubRelay:
         for start in range(0, self.mean.numel(), _CHUNK):
             chunk = slice(start, start + _CHUNK)
             # In float64: the mean of equal copies must be that copy, or nodes that agree would go on moving.
-            total = sum(copy[chunk].double() for copy in self.copies.vectors.values())
-            self.mean[chunk] = total / self.num_nodes
+            first, *others = self.copies.vectors.values()
+            total = first[chunk].double()
+            for copy in others:
+                total.add_(copy[chunk])
+            self.mean[chunk] = total.div_(self.num_nodes)
         self._received = True
 
     def out(self) -> Packet:
