@@ -74,6 +74,15 @@ def test_factors_follow_power_iteration_in_float64() -> None:
                 )
 
 
+def test_where_no_matrix_is_worth_two_factors_all_go_whole() -> None:
+    average = average_of(replace(CONFIG, acgan=replace(CONFIG.acgan, rank=10)))
+    vectors = gradients(average, 0)
+    mean = average.mean(vectors, 0)
+    assert mean is not None
+    torch.testing.assert_close(mean.vector, torch.stack(list(vectors.values())).mean(0))
+    assert average.wires.exchange.counts.kinds == ("d-factor-q",)
+
+
 @pytest.mark.parametrize("codec", ["none", "bf16", "int8"])
 def test_what_is_not_in_the_mean_is_in_the_residuals(codec: str) -> None:
     """What workers were given, on average: the means plus what they keep, but for the hub's rounding."""
