@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,6 +119,17 @@ def test_constant_gradients_arrive_whole_after_some_steps() -> None:
     # min(n, m) / rank = 8 steps pay a debt back, if directions take turns; twice that for their overlap.
     assert max(behind[60:]) <= 16 * float(wanted.norm())
     assert behind[-1] <= 1.5 * max(behind[40:60])
+
+
+@pytest.mark.parametrize(
+    ("changes", "phases"),
+    [({"aggregation": "parameters"}, 4), ({"aggregation": "gradient"}, 6), ({"aggregation": "low-rank"}, 10)],
+)
+def test_with_auto_each_phase_of_a_round_may_take_its_share(changes: dict[str, Any], phases: int) -> None:
+    """Two local steps: images, feedback, and up and down each gossip once and each factor in every step."""
+    config = replace(CONFIG, codec="auto", round_ms=60.0, local_steps=2, acgan=AcganConfig(**changes))
+    for choice in wires(config, SimulatedExchange(config.num_nodes), 48).choices.values():
+        assert choice._budget_s == pytest.approx(0.06 / phases)
 
 
 def test_discriminators_stay_equal_to_the_bit_and_train() -> None:
