@@ -14,7 +14,9 @@ import torch
 
 import dance
 from dance.exchange import SimulatedExchange
-from dance.gan import FlganConfig, GossipganConfig, RunConfig
+from dance.gan import AcganConfig, FlganConfig, GossipganConfig, RunConfig
+from dance.gan.acgan.low_rank import LowRankAverage
+from dance.gan.acgan.wires import wires
 from dance.gan.config import image_block
 from dance.gan.engine import build
 from dance.gan.nodes import discriminator_net
@@ -38,7 +40,7 @@ def rows() -> list[tuple[str, RunConfig, dict[str, tuple[str, int]]]]:
     w = Standalone(
         replace(BASE, d_nodes=1), SimulatedExchange(1), [torch.zeros((B, *SHAPE))]
     ).g.net.theta.numel()
-    image, feedback = packet("int8", shape_d), packet(FEEDBACK, shape_d)
+    image, feedback = packet(BASE.image_codec, shape_d), packet(FEEDBACK, shape_d)
     sync = ROUNDS // EPOCH
     hub = {
         "image": ("R N P(b d)", ROUNDS * N * image),
@@ -51,7 +53,27 @@ def rows() -> list[tuple[str, RunConfig, dict[str, tuple[str, int]]]]:
         "gossip": ("R/H 2 N P(theta)", ROUNDS * 2 * N * packet("sign", theta)),
         "control": ("R/(8 H) 2 N", ROUNDS // 8 * 2 * N),
     }
+    low_rank = replace(BASE, acgan=AcganConfig(aggregation="low-rank"))
+    average = LowRankAverage(
+        wires(low_rank, SimulatedExchange(1 + N), 28 * 28),
+        discriminator_net(BASE, SHAPE),
+        low_rank.acgan.rank,
+    )
+    factors = {
+        "d-factor-p": ("R 2 N P(left)", ROUNDS * 2 * N * packet("int8", average.numels[0])),
+        "d-factor-q": ("R 2 N P(right)", ROUNDS * 2 * N * packet("int8", average.numels[1])),
+    }
+    delta = {
+        "delta": ("R/H 2 N P(w + theta)", sync * 2 * N * packet("int4", w + theta)),
+        "moment": ("R/H 2 N P(tensors)", sync * 2 * N * packet("none", tensors)),
+    }
     return [
+        (
+            "ac-gan, data parallel",
+            replace(BASE, layout="data-parallel", acgan=AcganConfig(sync_period=EPOCH)),
+            delta,
+        ),
+        ("ac-gan, low-rank", low_rank, {"image": hub["image"], "feedback": hub["feedback"], **factors}),
         ("ac-gan, hub", BASE, hub),
         ("ac-gan, ring", replace(BASE, topology="ring"), ring),
         (
@@ -106,7 +128,7 @@ def main() -> None:
         for r in range(ROUNDS):
             algorithm.round(r)
         counted = {kind: exchange.counts.of(kind=kind).sent_bytes for kind in exchange.counts.kinds}
-        assert set(counted) == set(formulas), (name, counted)
+        assert counted == {kind: value for kind, (_, value) in formulas.items()}, (name, counted)
         for kind, (text, value) in formulas.items():
             counts = [exchange.counts.of(node, kind) for node in exchange.nodes[-N:]]
             each = sum(count.sent_bytes + count.received_bytes for count in counts) / N / ROUNDS / 1e3

@@ -177,7 +177,7 @@ def test_skew_is_one_where_workers_agree_and_their_number_where_they_do_not() ->
         average = FeedbackAverage(ways, 9, "delta")
         average.mean({n: vectors[n - 1] for n in (1, 2, 3)}, 0)
         assert average.skew == pytest.approx(skew, rel=1e-6)
-    assert disagreement(1.0, 3) == 0.0
+    assert disagreement(1.0, 3) == disagreement(1.0, 1) == 0.0
     assert disagreement(3.0, 3) == math.inf
     # shared (2, 0, 0), own e_i of energy 1 around it: own / shared is 1 / 4, whatever their number
     for count in (2, 8):
@@ -265,6 +265,11 @@ def test_after_a_switch_to_averaged_gradients_all_discriminators_stay_one(solver
         nodes.round(r)
 
 
+def test_a_worker_alone_disagrees_with_nobody_and_never_switches() -> None:
+    settings = AcganConfig(sync_period=2, switch_above=0.0, switch_bytes=0.0)
+    assert adaptive(replace(TINY, d_nodes=1, acgan=settings), rounds=6).switched is None
+
+
 def test_without_skew_or_before_enough_bytes_nothing_switches() -> None:
     patient = AcganConfig(sync_period=2, switch_above=0.0, switch_bytes=50.0)
     tolerant = AcganConfig(sync_period=2, switch_above=1e9, switch_bytes=0.0)
@@ -285,7 +290,7 @@ def test_by_partition_a_d_node_serves_one_g_node_and_then_the_next() -> None:
     nodes = model_parallel(replace(TINY, g_nodes=2, acgan=settings), rounds=6)
     assert [nodes.served(node, 0) for node in nodes.wires.d_ids] == [[0], [1], [0]]
     assert [nodes.served(node, 3) for node in nodes.wires.d_ids] == [[1], [0], [1]]
-    counts, image = nodes.exchange.counts, dance.codec("int8").packet_nbytes(5 * 32)
+    counts, image = nodes.exchange.counts, dance.codec("int4").packet_nbytes(5 * 32)
     assert counts.of(kind="image").sent_bytes == 6 * 3 * image  # not times two G-Nodes
     assert counts.of(node=0, kind="image").sent_bytes == 3 * (2 + 1) * image
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,6 +75,15 @@ def test_factors_follow_power_iteration_in_float64() -> None:
                 )
 
 
+def test_where_no_matrix_is_worth_two_factors_all_go_whole() -> None:
+    average = average_of(replace(CONFIG, acgan=replace(CONFIG.acgan, rank=10)))
+    vectors = gradients(average, 0)
+    mean = average.mean(vectors, 0)
+    assert mean is not None
+    torch.testing.assert_close(mean.vector, torch.stack(list(vectors.values())).mean(0))
+    assert average.wires.exchange.counts.kinds == ("d-factor-q",)
+
+
 @pytest.mark.parametrize("codec", ["none", "bf16", "int8"])
 def test_what_is_not_in_the_mean_is_in_the_residuals(codec: str) -> None:
     """What workers were given, on average: the means plus what they keep, but for the hub's rounding."""
@@ -109,6 +119,17 @@ def test_constant_gradients_arrive_whole_after_some_steps() -> None:
     # min(n, m) / rank = 8 steps pay a debt back, if directions take turns; twice that for their overlap.
     assert max(behind[60:]) <= 16 * float(wanted.norm())
     assert behind[-1] <= 1.5 * max(behind[40:60])
+
+
+@pytest.mark.parametrize(
+    ("changes", "phases"),
+    [({"aggregation": "parameters"}, 4), ({"aggregation": "gradient"}, 6), ({"aggregation": "low-rank"}, 10)],
+)
+def test_with_auto_each_phase_of_a_round_may_take_its_share(changes: dict[str, Any], phases: int) -> None:
+    """Two local steps: images, feedback, and up and down each gossip once and each factor in every step."""
+    config = replace(CONFIG, codec="auto", round_ms=60.0, local_steps=2, acgan=AcganConfig(**changes))
+    for choice in wires(config, SimulatedExchange(config.num_nodes), 48).choices.values():
+        assert choice._budget_s == pytest.approx(0.06 / phases)
 
 
 def test_discriminators_stay_equal_to_the_bit_and_train() -> None:

@@ -143,7 +143,7 @@ def test_bytes_of_ac_gan_are_those_of_its_messages(topology: str) -> None:
     edges = 2 * n  # hub: up and down; ring of three: two neighbours each
     counts = nodes.exchange.counts
     turns = rounds // period
-    assert counts.of(kind="image").sent_bytes == rounds * n * packet("int8", batch)
+    assert counts.of(kind="image").sent_bytes == rounds * n * packet("int4", batch)
     assert counts.of(kind="feedback").sent_bytes == rounds * n * packet("sign:block=32", batch)
     assert counts.of(kind="gossip").sent_bytes == turns * edges * packet("sign", theta)
     assert counts.of(kind="moment").sent_bytes == turns * edges * packet("none", 6)

@@ -31,6 +31,21 @@ from dance.gan.config import codec_text, image_block, validate
         ({"layout": "data-parallel", "g_nodes": 2}, ["g_nodes", "2", "model-parallel"]),
         ({"layout": "adaptive", "acgan": AcganConfig(g_sync="exact")}, ["g_sync", "exact", "data-parallel"]),
         ({"layout": "data-parallel", "acgan": AcganConfig(aggregation="gradient")}, ["delta", "gradient"]),
+        # What nobody would read is refused, by default too, where D-Nodes average low-rank gradients.
+        ({"acgan": AcganConfig(period=5)}, ["acgan.period: 5", "low-rank", "--acgan.aggregation parameters"]),
+        ({"acgan": AcganConfig(order="overlap")}, ["acgan.order: overlap", "low-rank"]),
+        ({"acgan": AcganConfig(step_size=0.3)}, ["acgan.step_size: 0.3", "low-rank"]),
+        (
+            {"gossip_codec": "sign", "acgan": AcganConfig(aggregation="gradient")},
+            ["gossip_codec: sign", "gradient"],
+        ),
+        ({"topology": "ring", "acgan": AcganConfig(aggregation="low-rank")}, ["topology: ring", "low-rank"]),
+        (
+            {"layout": "data-parallel", "acgan": AcganConfig(feedback_weights="f2a")},
+            ["acgan.feedback_weights: f2a", "--layout model-parallel"],
+        ),
+        ({"layout": "data-parallel", "acgan": AcganConfig(fake_batch_size=8)}, ["fake_batch_size: 8"]),
+        ({"layout": "data-parallel", "acgan": AcganConfig(order="overlap")}, ["acgan.order: overlap"]),
         ({"g_nodes": 5, "acgan": AcganConfig(attachment="partition")}, ["partition", "5", "--d-nodes"]),
         ({"d_optimizer": "lion"}, ["d_optimizer", "lion", "block-adam"]),
         ({"rounds": 0}, ["rounds", "0"]),
@@ -92,6 +107,16 @@ def test_a_world_of_another_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     validate(RunConfig(d_nodes=2))
     with pytest.raises(ValueError, match=r"simulate.*torchrun started 3"):
         validate(RunConfig(simulate=True))
+
+
+def test_settings_of_a_gossip_go_with_one() -> None:
+    for config in (
+        RunConfig(gossip_codec="sign", acgan=AcganConfig(period=5, order="overlap", step_size=0.3)),
+        RunConfig(topology="ring", acgan=AcganConfig(period=5)),
+        RunConfig(layout="model-parallel", acgan=AcganConfig(feedback_weights="f2a", fake_batch_size=8)),
+    ):
+        assert config.aggregation == "parameters"
+        validate(config)
 
 
 def test_a_config_survives_json() -> None:

@@ -107,7 +107,7 @@ def test_a_run_leaves_its_files(tmp_path: Path) -> None:
     assert summary["codecs"] == {
         "feedback": "sign:block=64",
         "gossip": "sign:block=256",
-        "image": "int8:block=256",
+        "image": "int4:block=256",
     }
     assert RunConfig.from_json(json.loads((tmp_path / "config.json").read_text())).out == str(tmp_path)
     assert [line["round"] for line in lines(tmp_path)] == [3, 6]
@@ -243,6 +243,9 @@ def _real_and_simulated(folder: Path | str) -> list[tuple[str, RunConfig]]:
         ("ring", replace(three, topology="ring", gossip_codec="int8")),
         ("two-g", replace(TINY, g_nodes=2, d_nodes=2)),
         ("weighted", replace(TINY, g_nodes=2, d_nodes=2, acgan=weighted)),
+        # Of an average at the hub the second G-Node hears nothing.
+        ("two-g-adaptive", replace(SWITCHING, g_nodes=2, d_nodes=2, rounds=12)),
+        ("two-g-gradients", replace(TINY, g_nodes=2, d_nodes=2, acgan=AcganConfig(aggregation="gradient"))),
         ("table", replace(three, gossip_codec="auto", table=str(file), rounds=24)),
         *(
             (name, replace(LAYOUTS[name], d_nodes=3, rounds=12))

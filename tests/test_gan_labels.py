@@ -107,6 +107,10 @@ def test_a_conditional_step_is_that_of_autograd() -> None:
         assert bool(torch.isfinite(d.net.gradient).all())
 
 
+# After its first round, whatever it measures.
+SWITCHING = AcganConfig(sync_period=1, switch_above=0.0, switch_bytes=0.0)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -116,6 +120,7 @@ def test_a_conditional_step_is_that_of_autograd() -> None:
         {"layout": "model-parallel", "g_nodes": 2},
         {"layout": "model-parallel", "g_nodes": 2, "acgan": AcganConfig(fake_batch_size=4)},
         {"layout": "data-parallel"},
+        {"layout": "adaptive", "g_nodes": 2, "acgan": replace(SWITCHING, fake_batch_size=3)},
     ],
 )
 def test_every_algorithm_gives_the_same_labels_to_both_sides(

@@ -346,7 +346,7 @@ def test_a_choice_goes_on_with_what_it_was_told() -> None:
 
 
 def test_a_choice_without_auto_has_the_codecs_of_its_texts() -> None:
-    choice = Choice(TINY, SimulatedExchange(2), 0, 32, {"model": "int4"})
+    choice = Choice(TINY, SimulatedExchange(2), 0, 32, {"model": "int4"}, phases=2)
     assert not choice.is_auto
     assert str(choice.codec("model", 100, 0, [1])) == "int4:block=256"
     assert choice.expected("model") == dance.codec("int4")

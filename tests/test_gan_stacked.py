@@ -18,6 +18,7 @@ from dance.gan.stacked import Stack
 
 ROUNDS = 10
 CONFIG = RunConfig(
+    layout="model-parallel",
     d_nodes=3,
     batch_size=4,
     latent=6,
@@ -38,6 +39,9 @@ VARIANTS: dict[str, RunConfig] = {
     "overlap": replace(CONFIG, acgan=AcganConfig(order="overlap")),
     "data-parallel": replace(CONFIG, layout="data-parallel", acgan=AcganConfig(sync_period=4)),
     "gradient": replace(CONFIG, acgan=AcganConfig(aggregation="gradient")),
+    "adaptive": replace(
+        CONFIG, layout="adaptive", acgan=AcganConfig(sync_period=3, switch_above=0.0, switch_bytes=0.0)
+    ),
     "md-gan": replace(CONFIG, algorithm="md-gan", mdgan=MdganConfig(swap_epochs=1)),
     "dcgan": replace(CONFIG, model="dcgan"),
     "spectral": replace(CONFIG, d_norm="spectral"),

@@ -29,6 +29,7 @@ def one(name: str, seed: int) -> dict[str, object]:
                 algorithm=algorithm,
                 layout="model-parallel",
                 gossip_codec=codec,
+                image_codec="int8",
                 seed=seed,
                 rounds=3000,
                 d_nodes=4,

@@ -22,8 +22,6 @@ _CANDIDATES = {
     "gossip": ("none", "fp16", "int8", "sign"),
     **dict.fromkeys(("delta", "step", "g-gossip", "d-gradient", "g-gradient"), (*_MODEL, "int4")),
 }
-# Messages of a round of ac-gan that follow each other: images, gossip up, gossip down, feedback.
-_PHASES = 4
 
 
 class Choice:
@@ -42,7 +40,7 @@ class Choice:
         image_numel: int,
         texts: Mapping[str, str],
         *,
-        phases: int = _PHASES,
+        phases: int,
     ) -> None:
         self.texts = dict(texts)
         self.fixed = {kind: resolve(text, image_numel) for kind, text in self.texts.items() if text != "auto"}

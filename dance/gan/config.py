@@ -13,8 +13,8 @@ import dance
 from dance import topology
 from dance.bandwidth import parse_links
 from dance.gan.computing import parse_computing
+from dance.gan.layout_check import check_layout, check_table
 from dance.gan.settings import (
-    NEED_ODDS,
     OPTIMIZERS,
     AcganConfig,
     FlganConfig,
@@ -165,7 +165,8 @@ class RunConfig:
     checkpoint_every: int = 500
     """Rounds between two checkpoints; 0: only at the end."""
     round_ms: float = 100.0
-    """With auto: milliseconds that a round's messages may take, a quarter for each of its four phases."""
+    """With auto: milliseconds that a round's messages may take, shared equally by those that follow each
+    other: four with gossip (images, up and down, feedback), six with low-rank."""
     table: str | None = None
     """With --gossip-codec auto, ac-gan through the hub: a file of `dance calibrate gan`, in which codecs and
     the gossip's period are looked up by the links as they are measured; None: codecs follow from round_ms."""
@@ -301,10 +302,11 @@ def validate(config: RunConfig) -> None:
             f"g_nodes: {config.algorithm} has one generator, got {config.g_nodes}; use --g-nodes 1"
         )
     if config.algorithm == "ac-gan":
-        _check_layout(config)
+        one_of("layout", config.layout, LAYOUTS)
+        check_layout(config)
     check_partition(config.partition)
     _check_codecs(config)
-    _check_table(config)
+    check_table(config)
     _check_world_size(config)
     _check_simulation(config)
 
@@ -394,45 +396,6 @@ def _check_topology(config: RunConfig) -> None:
         raise ValueError(f"topology: {graph} does not bring its nodes together; use hub or ring")
 
 
-def _check_layout(config: RunConfig) -> None:
-    one_of("layout", config.layout, LAYOUTS)
-    settings = config.acgan
-    if config.layout == "data-parallel" and config.g_nodes > 1:
-        raise ValueError(
-            f"g_nodes: data parallel workers have generators of their own, got {config.g_nodes}; "
-            "use --g-nodes 1 or --layout model-parallel"
-        )
-    if settings.attachment == "partition" and config.d_nodes < config.g_nodes:
-        raise ValueError(
-            f"acgan.attachment: partition leaves G-Nodes without a D-Node, {config.g_nodes} G-Nodes and "
-            f"{config.d_nodes} D-Nodes; use more --d-nodes or attachment all"
-        )
-    if config.layout == "adaptive" and settings.g_sync != "delta":
-        raise ValueError(
-            f"acgan.g_sync: the adaptive layout exchanges delta, got {settings.g_sync}; "
-            "use --layout data-parallel"
-        )
-    if config.layout == "data-parallel" and settings.g_sync == "delta" and config.aggregation != "parameters":
-        raise ValueError(
-            "acgan.aggregation: g_sync delta exchanges discriminators too, so their gradients are not "
-            "averaged; use g_sync gradient or exact"
-        )
-    if settings.feedback_weights in NEED_ODDS and config.loss not in ("non-saturating", "minimax"):
-        raise ValueError(
-            f"acgan.feedback_weights: {settings.feedback_weights} reads logits as odds, which those of "
-            f"{config.loss} are not; use --loss non-saturating, or weights f2u or gman"
-        )
-    if settings.feedback_weights == "ua" and not config.r1:
-        raise ValueError(
-            "acgan.feedback_weights: ua without R1 collapses to one mode; use --r1 0.5 or other weights"
-        )
-    if not config.has_hub and config.aggregation != "parameters":
-        raise ValueError(
-            "acgan.aggregation: gradients are averaged at a hub, which workers that gossip along a "
-            f"{config.topology} do not have; use --topology hub or aggregation parameters"
-        )
-
-
 def _check_models(config: RunConfig) -> None:
     one_of("loss", config.loss, LOSSES)
     if config.d_norm is not None:
@@ -452,22 +415,6 @@ def _check_models(config: RunConfig) -> None:
         raise ValueError(
             f"d_norm: {config.d_norm!r} does not reach into {config.discriminator}; build it in with "
             "dance.gan.models.SpectralLinear and SpectralConv2d, and drop --d-norm"
-        )
-
-
-def _check_table(config: RunConfig) -> None:
-    if config.table is None:
-        return
-    through_hub = config.algorithm == "ac-gan" and config.topology == "hub"
-    if not through_hub or config.layout == "data-parallel" or config.aggregation != "parameters":
-        raise ValueError(
-            "table: recipes are for ac-gan's gossip through the hub, model parallel or adaptive; "
-            "drop --table, or use --topology hub and --acgan.aggregation parameters"
-        )
-    if "auto" not in (config.codec, config.gossip_codec):
-        raise ValueError(
-            f"table: {config.table} chooses codecs, but --gossip-codec is {config.gossip_codec or 'sign'}; "
-            "use --gossip-codec auto, or drop --table"
         )
 
 

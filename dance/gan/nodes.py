@@ -164,6 +164,8 @@ class DNode:
         self.decay_rounds = config.d_decay_rounds
         self.gradient_penalty = config.gradient_penalty if self.loss.penalised else 0.0
         self._round = 0
+        # How many of a round's generated images are one G-Node's, which all draw the same labels; None: all.
+        self.fakes_of_one: int | None = None
         # Of the last step; unknown, and null in the report, until there was one.
         self.d_loss = math.nan
         self.g_loss = math.nan
@@ -183,7 +185,7 @@ class DNode:
         fake_labels: list[Tensor] = []
         if self.config.conditional:
             real_labels = [self.batches.labels(number)]
-            drawn = drawn_labels(self.config, round_index, self._fakes_of_one(fakes))
+            drawn = drawn_labels(self.config, round_index, self.fakes_of_one or len(fakes))
             fake_labels = [repeated(drawn, len(fakes))]
         both = [torch.cat(pair) for pair in zip([reals, *real_labels], [fakes, *fake_labels], strict=True)]
         real_logits, fake_logits = self.net.module(*both).split([len(reals), len(fakes)])
@@ -231,11 +233,6 @@ class DNode:
     def _given(self, labels: list[Tensor]) -> Discriminate:
         """The discriminator of images whose labels (if any) are these."""
         return lambda images: self.net.module(images, *labels)
-
-    def _fakes_of_one(self, fakes: Tensor) -> int:
-        """How many of the round's generated images are one G-Node's: each draws the same labels."""
-        several = self.config.algorithm == "ac-gan" and self.config.g_nodes > 1
-        return (self.config.acgan.fake_batch_size or self.config.batch_size) if several else len(fakes)
 
     def mix(self, step: int, num_pairs: int) -> Tensor:
         """Places between real and generated images at which wgan-gp looks at the gradient."""

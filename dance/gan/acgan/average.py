@@ -41,8 +41,10 @@ def disagreement(skew: float, num_workers: int) -> float:
     With x_i = shared + own_i, all orthogonal, skew is (shared + own) / (shared + own / N) in energies, and
     this is own / shared: 0 where all agree, infinite where nothing is shared.
     """
+    if skew <= 1:  # one worker alone always agrees with itself
+        return 0.0
     rest = 1 - skew / num_workers
-    return max(0.0, skew - 1) / rest if rest > 0 else math.inf
+    return (skew - 1) / rest if rest > 0 else math.inf
 
 
 class FeedbackAverage:
@@ -82,11 +84,11 @@ class FeedbackAverage:
 
     def mean(
         self, vectors: Mapping[int, Tensor], turn: int, moments: Mapping[int, Tensor] | None = None
-    ) -> Mean:
+    ) -> Mean | None:
         """The mean of all workers' vectors, as every node of this process knows it; all nodes call it.
 
         `vectors` and `moments` are those of the workers that live here. `turn` is a number that no other
-        average of this kind has.
+        average of this kind has. None where neither the hub lives nor a worker or follower.
         """
         ids, post = self.wires.d_ids, self.wires.post
         outbox: list[Message] = []
@@ -112,6 +114,8 @@ class FeedbackAverage:
         arrived = self._deliver(outbox, [(HUB, node) for node in (*self.followers, *ids)], turn)
         # All got the same packets, and the hub made them.
         known = packets if here else {message.kind: message.packet for message in arrived}
+        if not known:
+            return None
         moment = content(known[MOMENT]) if self.num_moments else None
         return Mean(vector=content(known[self.kind]), moment=moment)
 

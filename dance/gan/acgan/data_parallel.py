@@ -114,6 +114,7 @@ class DataParallel:
         """One step of all generators, the server's among them, along the mean of their gradients."""
         gradients = {node: g.net.gradient for node, g in self.generators.items()}
         mean = average.mean(gradients, round_index)
+        assert mean is not None  # G-Nodes follow
         for node, g in {**self.servers, **self.generators}.items():
             with self.wires.post.computing(node):
                 g.net.gradient.copy_(mean.vector)

@@ -57,6 +57,7 @@ class Delta:
             if node in solvers:
                 moments[node] = solvers[node].moment_out()
         mean = self.average.mean(vectors, round_index, moments)
+        assert mean is not None  # G-Nodes follow
         self.reference += mean.vector
         for node, d in self.team.nodes.items():
             generators[node].net.theta.copy_(self.w)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dance.gan.acgan.average import FeedbackAverage, Mean
-from dance.gan.acgan.wires import Wires
+from dance.gan.acgan.wires import HUB, Wires
 from dance.gan.models import FlatModule
 from dance.packet import derive_seed
 from dance.powersgd import PowerSGD, make_orthonormal
@@ -50,28 +50,31 @@ class LowRankAverage:
         # Uniform, for these bits are the same on every CPU.
         self._noise = [torch.rand(r, m, generator=generator) - 0.5 for _, m, r in self.shapes]
         self.directions = [noise.clone() for noise in self._noise]
-        left = sum(r * n for n, _, r in self.shapes)
-        right = sum(r * m if r else n * m for n, m, r in self.shapes)
-        self._left = FeedbackAverage(wires, left, LEFT, feedback=False)
-        self._right = FeedbackAverage(wires, right, RIGHT, feedback=False)
+        # Elements of a message of either kind.
+        self.numels = (
+            sum(r * n for n, _, r in self.shapes),
+            sum(r * m if r else n * m for n, m, r in self.shapes),
+        )
+        self._left = FeedbackAverage(wires, self.numels[0], LEFT, feedback=False)
+        self._right = FeedbackAverage(wires, self.numels[1], RIGHT, feedback=False)
 
-    def mean(self, vectors: Mapping[int, Tensor], turn: int) -> Mean:
-        """The approximate mean of all workers' gradients, as every node of this process knows it."""
+    def mean(self, vectors: Mapping[int, Tensor], turn: int) -> Mean | None:
+        """The approximate mean of all workers' gradients, as `FeedbackAverage.mean` has it."""
         values: dict[int, list[Tensor]] = {}
-        lefts: dict[int, Tensor] = {}
         for node, vector in vectors.items():
             with self.wires.post.computing(node):
                 values[node] = self._matrices(vector + self.residuals[node])
-                lefts[node] = _flat(
-                    q @ v.T for q, v in zip(self.directions, values[node], strict=True) if len(q)
-                )
-        left = self._split(self._left.mean(lefts, turn).vector, whole=False)
-        make_orthonormal([p for p in left if len(p)])
+        left = self._bases(values, turn)
+        if left is None:
+            return None
         rights: dict[int, Tensor] = {}
         for node, matrices in values.items():
             with self.wires.post.computing(node):
                 rights[node] = _flat(p @ v if len(p) else v for p, v in zip(left, matrices, strict=True))
-        right = self._split(self._right.mean(rights, turn).vector, whole=True)
+        reduced = self._right.mean(rights, turn)
+        if reduced is None:
+            return None
+        right = self._split(reduced.vector, whole=True)
         for node, matrices in values.items():
             with self.wires.post.computing(node):
                 sent = self._product(left, self._split(self._right.sent[node], whole=True))
@@ -81,19 +84,41 @@ class LowRankAverage:
                 self.directions[r] = torch.where(q.any(1, keepdim=True), q, noise)
         return Mean(vector=self._product(left, right), moment=None)
 
+    def _bases(self, values: Mapping[int, list[Tensor]], turn: int) -> list[Tensor] | None:
+        """P of every matrix, its rows orthonormal; None where `FeedbackAverage.mean` has none."""
+        if not self.numels[0]:  # every tensor goes whole
+            return self._split(torch.empty(0), whole=False)
+        lefts: dict[int, Tensor] = {}
+        for node, matrices in values.items():
+            with self.wires.post.computing(node):
+                lefts[node] = _flat(q @ v.T for q, v in zip(self.directions, matrices, strict=True) if len(q))
+        reduced = self._left.mean(lefts, turn)
+        if reduced is None:
+            return None
+        left = self._split(reduced.vector, whole=False)
+        make_orthonormal([p for p in left if len(p)])
+        return left
+
     def state(self, node: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What a node remembers: its residual, and the directions, which all nodes hold alike."""
+        """What a node remembers: its residual, and the directions, which hub and workers hold alike."""
+        if not self._takes_part(node):
+            return {}, {}
         tensors = {f"direction.{k}": q for k, q in enumerate(self.directions) if len(q)}
         if node in self.residuals:
             tensors["residual"] = self.residuals[node]
         return tensors, {}
 
     def restore(self, node: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        if not self._takes_part(node):
+            return
         for k, q in enumerate(self.directions):
             if len(q):
                 self.directions[k] = tensors[f"direction.{k}"].clone()
         if node in self.residuals:
             self.residuals[node].copy_(tensors["residual"])
+
+    def _takes_part(self, node: int) -> bool:
+        return node == HUB or node in self.wires.d_ids
 
     def _matrices(self, vector: Tensor) -> list[Tensor]:
         parts = torch.split(vector, self.sizes)

@@ -87,6 +87,8 @@ class ModelParallel:
         for g in self.generators.values():
             g.batch_size = self.batch_shape[0]
         self.discriminators = nodes.discriminators
+        for d in self.discriminators.values():
+            d.fakes_of_one = self.batch_shape[0]
         self.controller: Controller | None = None
         if config.table is not None:
             self.controller = Controller(

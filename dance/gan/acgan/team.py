@@ -81,6 +81,8 @@ class Team:
                     d.differentiate(round_index, step, fakes[node])
             gradients = {node: d.net.gradient for node, d in self.nodes.items()}
             mean = self.average.mean(gradients, round_index * self.local_steps + step)
+            if mean is None:
+                continue
             for node, d in self.nodes.items():
                 with self.wires.post.computing(node):
                     d.net.gradient.copy_(mean.vector)

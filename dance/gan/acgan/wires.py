@@ -50,12 +50,21 @@ def _texts(config: RunConfig) -> dict[str, str]:
     return texts | ({"g-gradient": "none"} if settings.g_sync == "exact" else {})
 
 
+def _phases(config: RunConfig) -> int:
+    """Messages of a round that follow each other: images, what D-Nodes average up and down, feedback."""
+    ways = {"parameters": 2, "gradient": 2 * config.local_steps, "low-rank": 4 * config.local_steps}
+    return 2 + ways[config.aggregation]
+
+
 def wires(config: RunConfig, exchange: Exchange, image_numel: int) -> Wires:
     """The wires of a run: G-Nodes (none where no hub is needed) come first, then D-Nodes."""
     num_generators = config.num_nodes - config.d_nodes
     post = Post(exchange=exchange, seed=config.seed)
     texts = _texts(config)
-    choices = {node: Choice(config, exchange, node, image_numel, texts) for node in exchange.nodes}
+    choices = {
+        node: Choice(config, exchange, node, image_numel, texts, phases=_phases(config))
+        for node in exchange.nodes
+    }
     return Wires(
         exchange=exchange,
         post=post,
