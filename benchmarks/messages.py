@@ -38,7 +38,7 @@ def rows() -> list[tuple[str, RunConfig, dict[str, tuple[str, int]]]]:
     w = Standalone(
         replace(BASE, d_nodes=1), SimulatedExchange(1), [torch.zeros((B, *SHAPE))]
     ).g.net.theta.numel()
-    image, feedback = packet("int8", shape_d), packet(FEEDBACK, shape_d)
+    image, feedback = packet(BASE.image_codec, shape_d), packet(FEEDBACK, shape_d)
     sync = ROUNDS // EPOCH
     hub = {
         "image": ("R N P(b d)", ROUNDS * N * image),
