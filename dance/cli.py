@@ -324,6 +324,14 @@ def _print_end(summary: Mapping[str, Any], folder: Path, interrupted: bool) -> N
             f"  sent      {megabytes(summary['bytes_sent'])}; uncompressed {megabytes(summary['raw_bytes'])} "
             f"({factor:.1f} times as much)"
         )
+    if "switched" in summary:  # ac-gan's adaptive layout
+        if summary["switched"] is not None:
+            layout = f"model parallel since round {summary['switched']}"
+        elif summary["skew"] is not None:
+            layout = "data parallel to the end"
+        else:
+            layout = "data parallel without an exchange: the generator is untrained"
+        print(f"  layout    {layout}")
     print(f"  pictures  {folder / 'samples.png'}  {folder / 'curves.png'}")
     if interrupted:
         print(f"  go on     dance train --resume {folder}")

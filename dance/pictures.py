@@ -94,7 +94,8 @@ def curves_png(lines: Sequence[Mapping[str, Any]]) -> bytes:
     _draw(sent, "sent by all nodes, MB", curves)
     raw = _series(lines, "raw_bytes", scale=1e-6)
     if any(y > 0 for _, y in raw):
-        sent.plot(*zip(*raw, strict=True), "--", color="#888888", label="uncompressed")
+        marker = "o" if len(raw) < 2 else ""  # one point has no line
+        sent.plot(*zip(*raw, strict=True), "--", color="#888888", label="uncompressed", marker=marker, ms=4)
         sent.set_yscale("log")
         sent.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     for axes in (losses, score, fid, sent):

@@ -68,7 +68,7 @@ def test_each_node_gets_its_own_folder_and_nothing_is_compared_without_test_imag
 def too_few(root: Path) -> str:
     fill(root / "node-1", 5)
     fill(root / "node-2", 3)
-    return r"4 images a batch.*D-Node 1 of 2 holds only 3.*--batch-size"
+    return r"4 images a batch.*D-Node 2 of 2 holds only 3.*--batch-size"
 
 
 def missing(root: Path) -> str:

@@ -61,7 +61,7 @@ class RunConfig:
     d_nodes: int = 4
     """Discriminator nodes, each with a private part of the data; standalone multiplies its batch by it."""
     g_nodes: int = 1
-    """Generator nodes (more than one: ac-gan only; the first is the one that is evaluated)."""
+    """Generator nodes (more than one: ac-gan, model parallel; the first is the one that is evaluated)."""
     layout: Layout = "adaptive"
     """Where G and D live (ac-gan): model-parallel (on different nodes), data-parallel (both at every worker)
     or adaptive (data parallel until an exchange measures skewed data, model parallel from then on)."""
@@ -78,7 +78,7 @@ class RunConfig:
     codec: str | None = None
     """One codec for every message, for example none, int8 or auto; it overrides the codecs below."""
     gossip_codec: str | None = None
-    """Codec of the discriminators' gossip, or auto; None: sign. One makes the adaptive layout gossip."""
+    """Codec of the discriminators' gossip, or auto; None: sign. With one, the adaptive layout gossips."""
     image_codec: str = "int4"
     """Codec of the images a G-Node sends, or auto."""
     feedback_codec: str = "sign:block=image"

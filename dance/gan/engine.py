@@ -35,7 +35,7 @@ from dance.gan.messages import Post
 from dance.gan.models import Models
 from dance.gan.models.build import check_models
 from dance.gan.models.own import is_here_only, known
-from dance.gan.parts import Part, RunData, run_data, with_classes
+from dance.gan.parts import FOLDERS, Part, RunData, run_data, with_classes
 from dance.gan.rows import Algorithm, Measuring, gathered, line, summary
 from dance.gan.settings import WHERE_AND_WHEN
 from dance.gan.standalone import Standalone
@@ -292,6 +292,8 @@ class _Run:
                     f"no {config.data}/test at the G-Node: images are drawn, score and FID are not measured",
                     flush=True,
                 )
+            if real is not None and "node-1" in real.class_names:
+                print(f"data {config.data}: {_of_nodes_folders(config)}", flush=True)
             resume_round = self.done if config.resume is not None else None
             self.writer = RunWriter(config.folder, config.to_json(), resume_round=resume_round)
             if self.writer.set_aside is not None:
@@ -303,6 +305,9 @@ class _Run:
         config, interrupted = self.config, False
         ended = config.simulate and self.budget.is_spent()  # a run that is resumed at its end
         title, shown = config.algorithm, self.writer is not None
+        # A simulated link without a limit has no rate to tell.
+        unlimited = config.simulate and config.links is None
+        shown_fields = [name for name in _SHOWN if not (unlimited and name == "link_rate_mbps")]
         with Progress(config.rounds, start=self.done, title=title, show=shown) as progress:
             while self.done < config.rounds and not ended:
                 began = time.perf_counter()
@@ -322,7 +327,7 @@ class _Run:
                 if last or _due(self.done, config.checkpoint_every):
                     self._save()
                 fresh = self.last if self.last.get("round") == self.done else {}
-                progress.update(self.done, **{name: fresh.get(name) for name in _SHOWN})
+                progress.update(self.done, **{name: fresh.get(name) for name in shown_fields})
         if not self.last:  # resumed at its end: nothing was trained, but the files are written again
             self._evaluate(again=True)
         self._finish(interrupted)
@@ -407,6 +412,19 @@ class _Run:
         self.writer.samples(images if are_points(images.shape[1:]) else images[:_SHOWN_IMAGES])
         self.writer.curves()
         self.writer.summary(self.last)
+
+
+def _of_nodes_folders(config: RunConfig) -> str:
+    """What to know where the folders of nodes are read as if they were classes."""
+    if config.partition == FOLDERS:  # standalone, which divides nothing
+        return (
+            "standalone reads node-1, test and other sub-folders as classes of one set, so score and FID "
+            "do not compare with those of other algorithms"
+        )
+    return (
+        "node-1 and other sub-folders count as classes and all images are divided anew; add "
+        "--partition folders so that each D-Node reads its own"
+    )
 
 
 def _due(done: int, every: int) -> bool:

@@ -144,7 +144,7 @@ def _check_sizes(config: RunConfig, counts: Sequence[int], what: str) -> None:
     smallest = min(range(len(counts)), key=lambda n: counts[n])
     if counts[smallest] < batch:
         raise ValueError(
-            f"batch_size: {batch} images a batch, but D-Node {smallest} of {len(counts)} holds only "
+            f"batch_size: {batch} images a batch, but D-Node {smallest + 1} of {len(counts)} holds only "
             f"{counts[smallest]} of {what}; use a smaller --batch-size or fewer --d-nodes"
         )
 

@@ -36,7 +36,7 @@ class AcganConfig:
     """What only ac-gan has."""
 
     period: int = 1
-    """Rounds between two gossip exchanges (H)."""
+    """Rounds between two gossip exchanges (H); gradients are averaged every round."""
     step_size: float | None = None
     """Consensus step of the gossip; None: the known good one of the codec (sign 0.5, int8 0.9, none 1.0)."""
     order: Order = "fresh"
@@ -65,9 +65,9 @@ class AcganConfig:
     """Data parallel: how workers keep their generators together: delta (G and D every sync_period rounds),
     choco (gossip every sync_period rounds), gradient (averaged every step, compressed) or exact (not)."""
     sync_period: int = 100
-    """Data parallel: rounds between two exchanges of models."""
+    """Data parallel and adaptive: rounds between two exchanges of models."""
     sync_codec: str = "int4"
-    """Data parallel: codec of exchanged models, or auto."""
+    """Data parallel and adaptive: codec of exchanged models, or auto."""
     switch_above: float = 2.8
     """Adaptive layout: go model parallel where workers' changes differ by so many times what they share."""
     switch_bytes: float = 8.0

@@ -10,6 +10,7 @@ all nodes hold the same reference, and G-Nodes and D-Nodes go on from it, with a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,9 +21,13 @@ from dance.gan.acgan.average import disagreement
 from dance.gan.acgan.data_parallel import DataParallel
 from dance.gan.acgan.model_parallel import ModelParallel, Nodes
 from dance.gan.acgan.team import d_solver
+from dance.gan.acgan.wires import HUB
 from dance.gan.config import RunConfig
 from dance.gan.nodes import discriminator_net, discriminator_solver
 from dance.gan.parts import Part
+from dance.gan.settings import AcganConfig
+
+_LOG = logging.getLogger("dance.gan")
 
 # The indicator of one exchange is noisy; so many of the last ones are averaged.
 WINDOW = 3
@@ -36,6 +41,8 @@ class Adaptive:
         self.exchange = exchange
         self.parts = parts
         self.layout: DataParallel | ModelParallel = DataParallel(config, exchange, parts)
+        if HUB in exchange.nodes:
+            _warn_of_idle_settings(config)
         self.skews: list[float] = []
         self.switched: int | None = None
 
@@ -99,3 +106,26 @@ class Adaptive:
         self.switched = meta["switched"]
         self.skews = list(meta["skews"]) or self.skews
         self.layout.restore(node, tensors, meta["layout"])
+
+
+def _warn_of_idle_settings(config: RunConfig) -> None:
+    """Some settings say how G-Nodes and D-Nodes talk, and a run that never switches has no use for them."""
+    settings, default = config.acgan, AcganConfig()
+    names = ("order", "attachment", "fake_batch_size", "feedback_weights")
+    late = [name for name in names if getattr(settings, name) != getattr(default, name)]
+    flags = [f"--acgan.{name.replace('_', '-')}" for name in late]
+    if config.g_nodes > 1:
+        flags.insert(0, "--g-nodes")
+    if flags:
+        _LOG.warning(
+            "ac-gan: %s: of use only once the adaptive layout has gone model parallel, as it does on skewed "
+            "data; to have it from the start use --layout model-parallel",
+            ", ".join(flags),
+        )
+    if settings.period != default.period and config.aggregation != "parameters":
+        _LOG.warning(
+            "ac-gan: --acgan.period %d is of gossip, but D-Nodes average gradients every round (%s); "
+            "use --gossip-codec sign, or --layout model-parallel",
+            settings.period,
+            config.aggregation,
+        )
