@@ -65,6 +65,23 @@ def test_each_node_gets_its_own_folder_and_nothing_is_compared_without_test_imag
     assert run(replace(config, rounds=1)).fid is not None
 
 
+def test_standalone_pools_the_folders_and_is_measured_by_the_same_images(tmp_path: Path) -> None:
+    fill(tmp_path / "node-1" / "a", 6, seed=1)
+    fill(tmp_path / "node-2" / "a", 7, seed=2)
+    fill(tmp_path / "test", 6, seed=3)
+    config = replace(CONFIG, algorithm="standalone", data=str(tmp_path), out=str(tmp_path / "run"))
+    apart, pooled = run_data(replace(config, algorithm="ac-gan")), run_data(config)
+    (part,) = pooled.parts
+    assert torch.equal(part.images, torch.cat([each.images for each in apart.parts]))
+    assert part.labels is not None
+    assert len(part.labels) == 13
+    assert pooled.real is not None
+    assert torch.equal(pooled.real.images, load(tmp_path / "test").images)
+    assert run(config).fid is not None
+    with pytest.raises(ValueError, match="7 images a batch.*D-Node 1 of 2 holds only 6"):
+        run_data(replace(config, batch_size=7))
+
+
 def too_few(root: Path) -> str:
     fill(root / "node-1", 5)
     fill(root / "node-2", 3)

@@ -35,7 +35,7 @@ from dance.gan.messages import Post
 from dance.gan.models import Models
 from dance.gan.models.build import check_models
 from dance.gan.models.own import is_here_only, known
-from dance.gan.parts import FOLDERS, Part, RunData, run_data, with_classes
+from dance.gan.parts import Part, RunData, run_data, with_classes
 from dance.gan.rows import Algorithm, Measuring, gathered, line, summary
 from dance.gan.settings import WHERE_AND_WHEN
 from dance.gan.standalone import Standalone
@@ -293,7 +293,11 @@ class _Run:
                     flush=True,
                 )
             if real is not None and "node-1" in real.class_names:
-                print(f"data {config.data}: {_of_nodes_folders(config)}", flush=True)
+                print(
+                    f"data {config.data}: node-1 and other sub-folders count as classes and all images are "
+                    "divided anew; add --partition folders so that each D-Node reads its own",
+                    flush=True,
+                )
             resume_round = self.done if config.resume is not None else None
             self.writer = RunWriter(config.folder, config.to_json(), resume_round=resume_round)
             if self.writer.set_aside is not None:
@@ -412,19 +416,6 @@ class _Run:
         self.writer.samples(images if are_points(images.shape[1:]) else images[:_SHOWN_IMAGES])
         self.writer.curves()
         self.writer.summary(self.last)
-
-
-def _of_nodes_folders(config: RunConfig) -> str:
-    """What to know where the folders of nodes are read as if they were classes."""
-    if config.partition == FOLDERS:  # standalone, which divides nothing
-        return (
-            "standalone reads node-1, test and other sub-folders as classes of one set, so score and FID "
-            "do not compare with those of other algorithms"
-        )
-    return (
-        "node-1 and other sub-folders count as classes and all images are divided anew; add "
-        "--partition folders so that each D-Node reads its own"
-    )
 
 
 def _due(done: int, every: int) -> bool:

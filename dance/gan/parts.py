@@ -63,10 +63,13 @@ def run_data(config: RunConfig, data: ImageData | None = None, gather: Everyone 
     gather: in a run over processes, how this one hears of the others' folders; None: all nodes are here.
     Raises ValueError or DanceError naming what is wrong and the remedy.
     """
-    if config.partition == FOLDERS and config.algorithm != "standalone":
+    if config.partition == FOLDERS:
         if data is not None:
             raise ValueError("partition folders: the data is read from folders; drop data=, give their path")
-        found = _from_folders(config, gather)
+        if config.algorithm == "standalone":  # has the folders of all D-Nodes
+            found = _pooled(_from_folders(replace(config, algorithm="md-gan"), None))
+        else:
+            found = _from_folders(config, gather)
     else:
         data = data or load(config.data, fit_of(config))
         here = None if gather is None else {int(os.environ["RANK"])}
@@ -195,6 +198,14 @@ def _from_folders(config: RunConfig, gather: Everyone | None) -> RunData:
         else:
             parts.append(Part(images=data.images, labels=data.labels))
     return RunData(parts=parts, real=real, num_classes=first[4])
+
+
+def _pooled(data: RunData) -> RunData:
+    """All parts as one."""
+    labels = [part.labels for part in data.parts if part.labels is not None]
+    images = torch.cat([part.images for part in data.parts])
+    whole = Part(images=images, labels=torch.cat(labels) if len(labels) == len(data.parts) else None)
+    return replace(data, parts=[whole])
 
 
 def _described(data: ImageData | None) -> Tensor:

@@ -122,10 +122,3 @@ def _warn_of_idle_settings(config: RunConfig) -> None:
             "data; to have it from the start use --layout model-parallel",
             ", ".join(flags),
         )
-    if settings.period != default.period and config.aggregation != "parameters":
-        _LOG.warning(
-            "ac-gan: --acgan.period %d is of gossip, but D-Nodes average gradients every round (%s); "
-            "use --gossip-codec sign, or --layout model-parallel",
-            settings.period,
-            config.aggregation,
-        )
