@@ -207,6 +207,17 @@ def test_sign_sends_25_times_fewer_gossip_bytes_than_none() -> None:
     assert sent["none"] >= 25 * sent["sign"]
 
 
+def test_points_are_sent_finer_than_images() -> None:
+    for shape, codec in (((1, 1, 2), "int8:block=256"), ((1, 4, 8), "int4:block=256")):
+        reals = [torch.zeros(20, *shape) for _ in range(TINY.d_nodes)]
+        config = replace(TINY, r1=0.0)
+        nodes = ModelParallel(config, SimulatedExchange(config.num_nodes), reals)
+        nodes.round(0)
+        assert nodes.codecs(0)["image"] == codec
+        auto = ModelParallel(replace(config, codec="auto"), SimulatedExchange(config.num_nodes), reals)
+        assert auto.wires.choices[0].candidates["image"][-1] == codec.split(":")[0]
+
+
 @pytest.mark.parametrize(("links", "codec"), [("1gbit", "none"), ("50kbit", "sign:block=256")])
 def test_auto_takes_the_least_lossy_codec_that_fits(links: str, codec: str) -> None:
     from dance.bandwidth import parse_links

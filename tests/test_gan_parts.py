@@ -78,7 +78,7 @@ def test_standalone_pools_the_folders_and_is_measured_by_the_same_images(tmp_pat
     assert pooled.real is not None
     assert torch.equal(pooled.real.images, load(tmp_path / "test").images)
     assert run(config).fid is not None
-    with pytest.raises(ValueError, match="7 images a batch.*D-Node 1 of 2 holds only 6"):
+    with pytest.raises(ValueError, match=r"7 images a batch.*D-Node 1 of 2 holds only 6"):
         run_data(replace(config, batch_size=7))
 
 

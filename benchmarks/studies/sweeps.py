@@ -149,7 +149,7 @@ _GAUSSIANS = "8 Gaussians, one mode a node"
 
 
 def _gaussians(results: Results) -> list[Wanted]:
-    rounds = 3000
+    rounds = 2000
     common = {
         "data": "gaussians", "partition": "classes:1", "d_nodes": 8, "batch_size": 64, "evaluate_every": 0,
         "checkpoint_every": 0, "latent": 8, "g_widths": [128, 128], "d_widths": [128, 128],

@@ -12,12 +12,15 @@ from dance.gan.config import RunConfig, image_block
 from dance.gan.messages import resolve
 from dance.policy import Auto, Send
 
+# Images of so few numbers are points in the plane, whose 16 steps in a direction would show.
+POINT = 2
 # By kind of message, least lossy first; `image` stands for the block of one scale an image. Images bear no
 # sign; gossip through a hub bears no 1 % top-k (it ends in NaN); a model that takes another's place, or half
 # of it, bears nothing coarser than int8, and a difference with error feedback bears int4.
 _MODEL = ("none", "fp16", "int8")
 _CANDIDATES = {
-    "image": ("none", "fp16", "int8"),
+    "image": (*_MODEL, "int4"),
+    "point": _MODEL,
     "feedback": ("none", "fp16", "int8", "sign:block=image"),
     "gossip": ("none", "fp16", "int8", "sign"),
     **dict.fromkeys(("delta", "step", "g-gossip", "d-gradient", "g-gradient"), (*_MODEL, "int4")),
@@ -51,7 +54,9 @@ class Choice:
         self.candidates = {
             kind: tuple(
                 text.replace("block=image", f"block={image_block(image_numel)}")
-                for text in _CANDIDATES.get(kind, _MODEL)
+                for text in _CANDIDATES.get(
+                    "point" if kind == "image" and image_numel <= POINT else kind, _MODEL
+                )
             )
             for kind in self.texts
         }

@@ -79,8 +79,8 @@ class RunConfig:
     """One codec for every message, for example none, int8 or auto; it overrides the codecs below."""
     gossip_codec: str | None = None
     """Codec of the discriminators' gossip, or auto; None: sign. With one, the adaptive layout gossips."""
-    image_codec: str = "int4"
-    """Codec of the images a G-Node sends, or auto."""
+    image_codec: str | None = None
+    """Codec of the images a G-Node sends, or auto; None: int4, or int8 for points in the plane."""
     feedback_codec: str = "sign:block=image"
     """Codec of the feedback a D-Node sends, or auto; block=image: one scale an image."""
     d_optimizer: Optimizer | None = None

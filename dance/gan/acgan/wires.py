@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import dance
 from dance.exchange import Exchange
-from dance.gan.choice import Choice
+from dance.gan.choice import POINT, Choice
 from dance.gan.config import RunConfig
 from dance.gan.messages import Post
 from dance.gan.reports import Reports
@@ -32,11 +32,11 @@ class Wires:
         return self.exchange.nodes
 
 
-def _texts(config: RunConfig) -> dict[str, str]:
+def _texts(config: RunConfig, image_numel: int) -> dict[str, str]:
     """The codec of each kind of message, as the config names it."""
     settings = config.acgan
     texts = {
-        "image": config.image_codec,
+        "image": config.image_codec or ("int8" if image_numel <= POINT else "int4"),
         "feedback": config.feedback_codec,
         "gossip": config.gossip_codec or "sign",
         "delta": settings.sync_codec,
@@ -60,7 +60,7 @@ def wires(config: RunConfig, exchange: Exchange, image_numel: int) -> Wires:
     """The wires of a run: G-Nodes (none where no hub is needed) come first, then D-Nodes."""
     num_generators = config.num_nodes - config.d_nodes
     post = Post(exchange=exchange, seed=config.seed)
-    texts = _texts(config)
+    texts = _texts(config, image_numel)
     choices = {
         node: Choice(config, exchange, node, image_numel, texts, phases=_phases(config))
         for node in exchange.nodes
