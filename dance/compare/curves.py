@@ -96,7 +96,10 @@ def at_most(lines: Sequence[Mapping[str, Any]], metric: str, axis: Axis, limit: 
 
 
 def marks_of(runs: Sequence[Finished], axis: Axis, most: int = 8) -> list[float]:
-    """Round numbers (1, 2, 5, 10, ...) within what at least two methods have reached."""
+    """Round numbers (1, 2, 5, 10, ...) within what at least two methods have reached, two decades at most.
+
+    Before those there are but control messages of methods that have sent nothing yet.
+    """
     ends: dict[str, float] = {}
     begins: list[float] = []
     for run in runs:
@@ -106,7 +109,8 @@ def marks_of(runs: Sequence[Finished], axis: Axis, most: int = 8) -> list[float]
             begins.append(found[0])
     if len(ends) < 2:
         return []
-    upper, lower = sorted(ends.values())[-2], min(begins)
+    upper = sorted(ends.values())[-2]
+    lower = max(min(begins), upper / 100)
     marks: list[float] = []
     for exponent in range(math.floor(math.log10(lower)), math.ceil(math.log10(upper)) + 1):
         marks += [m * 10.0**exponent for m in (1, 2, 5) if lower <= m * 10.0**exponent <= upper]

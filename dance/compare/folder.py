@@ -32,6 +32,11 @@ class Finished:
     lines: tuple[Mapping[str, Any], ...]
     diverged: str | None = None
 
+    @property
+    def has_clock(self) -> bool:
+        """Whether links or compute were given, so that seconds of the virtual clock say something."""
+        return self.config.links is not None or self.config.compute is not None
+
 
 def state_of(folder: Path, config: RunConfig) -> State:
     """How far the run of `config` is in `folder`."""

@@ -55,8 +55,8 @@ def contents_of(runs: Sequence[Finished], command: str) -> Contents:
     first = runs[0].config
     columns = columns_of(runs)
     seeds = sorted({run.seed for run in runs})
-    simulated = any("virtual_s" in line for run in runs for line in run.lines)
-    axes = (ROUNDS, MEGABYTES, VIRTUAL if simulated else WALL)
+    clocked = any(run.has_clock for run in runs)
+    axes = (ROUNDS, MEGABYTES, VIRTUAL if clocked else WALL)
     marks = tuple(marks_of(runs, MEGABYTES))
     words = "seed" if len(seeds) == 1 else "seeds"
     lead = (

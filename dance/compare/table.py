@@ -65,7 +65,7 @@ def classes_drawn(run: Finished) -> float | None:
 
 def columns_of(runs: Sequence[Finished]) -> tuple[Column, ...]:
     """The columns that these runs have figures for."""
-    virtual = any("virtual_s" in run.summary for run in runs)
+    virtual = any(run.has_clock for run in runs)
     seconds = "seconds (links)" if virtual else "seconds (wall)"
     every = (
         Column(name="FID", figure=of_summary("fid"), form=short, least=True),
@@ -79,7 +79,7 @@ def columns_of(runs: Sequence[Finished]) -> tuple[Column, ...]:
             name=seconds,
             figure=of_summary("virtual_s" if virtual else "seconds"),
             form=lambda x: f"{x:.0f}",
-            least=True,
+            least=True if virtual else None,
         ),
     )
     return tuple(column for column in every if any(column.figure(run) is not None for run in runs))
