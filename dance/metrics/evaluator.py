@@ -207,10 +207,9 @@ def _inception_score(logits: Tensor) -> float:
     from torchmetrics.image.inception import InceptionScore
 
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # that it keeps the features, which here are 10 numbers an image
+        # That it keeps the features, here 10 numbers an image, and that one split has no deviation.
+        warnings.simplefilter("ignore", UserWarning)
         splits = min(10, max(1, len(logits) // 100))
         metric: Any = InceptionScore(feature=_Identity(logits.shape[1]), splits=splits, sync_on_compute=False)
-    metric.update(logits)
-    return float(metric.compute()[0])
+        metric.update(logits)
+        return float(metric.compute()[0])
