@@ -205,7 +205,7 @@ def test_auto_reports_what_it_chose(tmp_path: Path) -> None:
 def test_a_resumed_auto_run_still_knows_its_links(tmp_path: Path) -> None:
     config = replace(TINY, out=str(tmp_path), codec="auto", links="1gbit", round_ms=1000.0)
     assert (
-        run(replace(config, rounds=1)).summary["codecs"]["image"] == "int8:block=256"
+        run(replace(config, rounds=1)).summary["codecs"]["image"] == "int4:block=256"
     )  # blind: the smallest
     result = run(RunConfig(resume=str(tmp_path), rounds=2))
     assert result.summary["codecs"] == {"feedback": "none", "gossip": "none", "image": "none"}
