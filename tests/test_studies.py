@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,11 @@ def test_every_study_asks_for_runs_that_can_run(tmp_path: Path) -> None:
         assert all(folder.is_relative_to(RUNS) for folder in folders)
 
 
+@pytest.mark.parametrize("name", ["digits", "models", "rounds", "skew"])
+def test_scripts_of_their_own_can_be_imported(name: str) -> None:
+    assert importlib.import_module(f"benchmarks.studies.{name}").main
+
+
 def test_a_result_outlives_its_run(results: Results, tmp_path: Path) -> None:
     hub = _first(results, images.HUB)
     assert not results.has(hub)
@@ -112,7 +118,12 @@ def test_tables_are_read_off_the_curves(results: Results, tmp_path: Path) -> Non
     labels = results.labels(images.SKEWED)
     assert labels == [images.HUB, rival]
     hub, md = _rows(at_bytes(results, images.SKEWED, labels, (5.0, 10.0, 20.0)))
-    assert hub == [images.HUB, "301", "**201**", "[101]"]  # it ended at 15 MB; what stands alone is no best
+    assert hub == [
+        images.HUB,
+        "301",
+        "**201**",
+        "**[101]**",
+    ]  # it ended at 15 MB; what stands alone is no best
     assert md == [rival, "-", "391", "311"]
     _, ended = _rows(at_bytes(results, images.SKEWED, labels, (5.0, 10.0, 90.0)))
     assert ended == [rival, "-", "391", "[201]"]

@@ -150,7 +150,8 @@ def tables(setting: Setting, results: Results) -> str:
             f"#### {group}: FID of the raw generator for so many MB a D-Node",
             at_bytes(results, group, labels, MARKS),
         ]
-        rivals = [label for label in labels if label.startswith((MD, FL))]
+        names = _names(setting, results, group)
+        rivals = [names.md, names.fl, *(f"{rival}, {OURS}" for rival in (names.md, names.fl))]
         parts.append(factors(results, group, [HUB, ADAPTIVE], rivals))
     skewed, even = (_names(setting, results, group) for group in (SKEWED, EVEN))
     if setting.parts and (text := claims(results, skewed, even)):

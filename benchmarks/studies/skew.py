@@ -23,7 +23,7 @@ from dance.gan import AcganConfig, RunConfig
 from dance.gan.acgan import DataParallel
 from dance.gan.acgan.adaptive import WINDOW
 from dance.gan.acgan.average import disagreement
-from dance.gan.engine import parts_of
+from dance.gan.parts import parts_of
 
 SEEDS = (0, 1, 2)
 # Four nodes of two classes each cannot hold ten classes.
@@ -70,6 +70,16 @@ def is_done(case: tuple[str, int, str, int]) -> bool:
     return file_of(*case).exists()
 
 
+def restore(rows: list[dict[str, Any]]) -> None:
+    """Puts the runs that the results have where this script looks for those that are done."""
+    for row in rows:
+        file = file_of(row["data"], row["nodes"], row["partition"], row["seed"])
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            kept = ("data", "nodes", "partition", "seed", "skews")
+            file.write_text(json.dumps({name: row[name] for name in kept}))
+
+
 def cpu() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
@@ -77,6 +87,8 @@ def cpu() -> str:
 
 def main() -> None:
     only = set(sys.argv[1:])
+    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"machine": cpu(), "rows": []}
+    restore(before["rows"])
     cases = [
         (data, nodes, partition, seed)
         for seed in SEEDS
@@ -86,8 +98,9 @@ def main() -> None:
         if only <= {data, str(nodes)} or only == {"table"}
     ]
     rows = [one(*case) for case in cases if only != {"table"} or is_done(case)]
+    machines = before["machine"] if cpu() in before["machine"] else f"{before['machine']}; {cpu()}"
     if not only or only == {"table"}:
-        RESULTS.write_text(json.dumps({"machine": cpu(), "rows": rows}, indent=1) + "\n")
+        RESULTS.write_text(json.dumps({"machine": machines, "rows": rows}, indent=1) + "\n")
     print("| data | nodes | partition | skew, each seed | own / shared, each seed |\n|---|---|---|---|---|")
     for case in sorted({case[:3] for case in cases}):
         own = [row for row in rows if (row["data"], row["nodes"], row["partition"]) == case]

@@ -54,10 +54,10 @@ def at_bytes(results: Results, group: str, labels: Sequence[str], marks: Sequenc
     counts: dict[str, list[int]] = {}
     for label in labels:
         runs = good(results, group, label)
-        values = [[at_most(run["curve"], "fid_raw", MEGABYTES, mark) for run in runs] for mark in marks]
-        if any(value is not None for column in values for value in column):
-            cells[label] = [cell_of(column) for column in values]
-            counts[label] = [sum(value is not None for value in column) for column in values]
+        there = [[at_most(run["curve"], "fid_raw", MEGABYTES, mark) for run in runs] for mark in marks]
+        if any(value is not None for column in there for value in column):
+            cells[label] = [cell_of([at_mark(run, mark) for run in runs]) for mark in marks]
+            counts[label] = [sum(value is not None for value in column) for column in there]
     names = list(cells)
     marked = [best_of([cells[name][k] for name in names], True) for k in range(len(marks))]
     lines = []
@@ -65,10 +65,10 @@ def at_bytes(results: Results, group: str, labels: Sequence[str], marks: Sequenc
         most = max(counts[name])
         texts = []
         for k in range(len(marks)):
-            text = _bold(cells[name][k], short, at in marked[k])
-            count = counts[name][k]
-            if not count and k:
-                text = f"[{text_of(cell_of([_least(run) for run in good(results, group, name)]), short)}]"
+            text, count = text_of(cells[name][k], short), counts[name][k]
+            if cells[name][k].mean is not None and not count:
+                text = f"[{text}]"
+            text = f"**{text}**" if at in marked[k] else text
             texts.append(text if count in (0, most) else f"{text} ({count})")
         lines.append([name, *texts])
     return table(["method", *(f"{mark:g}" for mark in marks)], lines, 1)
