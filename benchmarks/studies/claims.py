@@ -79,16 +79,18 @@ def _even(results: Results, names: Names) -> Iterator[_Row]:
         switched = sum("image" in run["summary"]["bytes_sent_by_kind"] for run in adaptive)
         words = f"{group}: seeds in which {names.adaptive} switches"
         yield words, "0", f"{switched} of {len(adaptive)}", not switched
-    ratios = [
-        fmean(mine) / fmean(theirs)
-        for mark in (5.0, 10.0, 20.0, 30.0)
-        if (mine := _present(adaptive, mark)) and (theirs := _present(fl, mark))
-    ]
-    if ratios:
-        words = (
-            f"{group}: FID of {names.adaptive} / {names.fl} at 5, 10, 20, 30 MB, worst mark, mean of seeds"
-        )
-        yield words, "<= 1", f"{max(ratios):.2f}", max(ratios) <= 1
+    same = f"{names.fl}, {names.ours}"
+    for rival, runs in ((names.fl, fl), (same, good(results, group, same))):
+        ratios = [
+            fmean(mine) / fmean(theirs)
+            for mark in (5.0, 10.0, 20.0, 30.0)
+            if (mine := _present(adaptive, mark)) and (theirs := _present(runs, mark))
+        ]
+        if ratios:
+            words = (
+                f"{group}: FID of {names.adaptive} / {rival} at 5, 10, 20, 30 MB, worst mark, mean of seeds"
+            )
+            yield words, "<= 1", f"{max(ratios):.2f}", max(ratios) <= 1
     if fl and md and adaptive:
         halves = [_at_half(run) for run in fl]
         target = fmean(halves)
