@@ -298,7 +298,7 @@ AUTO = [
 def test_auto_follows_the_links_of_a_rival(algorithm: str, kind: str, node: int) -> None:
     config = replace(TINY, algorithm=algorithm, codec="auto", simulate=True, round_ms=100.0)  # type: ignore[arg-type]
     config = replace(config, mdgan=MdganConfig(swap_epochs=1))
-    coarse = {"feedback": "sign:block=32"}.get(kind, "int8:block=256")
+    coarse = {"feedback": "sign:block=32", "image": "int4:block=256"}.get(kind, "int8:block=256")
     for links, expected in (("1gbit", "none"), ("5kbit", coarse)):
         nodes = trained(config, 10 * EPOCH, links)
         assert nodes.codecs(node)[kind] == expected  # type: ignore[attr-defined]
