@@ -62,7 +62,7 @@ class Setting:
                     if self.parts and (group != EVEN or seed == 0):
                         yield self._run(group, rival, seed, rate, ours=True)
             if self.parts and group != EVEN:
-                for label in (LOCAL,) if seed else (LOCAL, LOW, GOSSIP):
+                for label in (LOCAL,) if seed else (LOCAL, LOW, SIGNS, GOSSIP):
                     yield self._run(group, label, seed)
 
     def _run(
@@ -93,6 +93,8 @@ class Setting:
         rounds, limit = self.rounds, None
         if name == LOW or (name == ADAPTIVE and group != EVEN):  # 15 kB a round
             rounds, limit = round(1.9 * self.rounds), 61.0
+        elif name == SIGNS:
+            rounds, limit = round(1.4 * self.rounds), 121.0
         elif name in (ADAPTIVE, FL, GOSSIP):
             rounds, limit = round((2.3 if group == EVEN else 1.5) * self.rounds), 31.0
         if name == LOW:
