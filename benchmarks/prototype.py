@@ -6,9 +6,11 @@
 Each node is a process in a network namespace of its own behind a link of that rate (benchmarks.testbed;
 needs root). Processes of one machine share its cores, real nodes would not; so compute is taken out: the
 network part is the time of a run on the links minus that of the same run over loopback, and it is compared
-with the simulator's clock on the same links, on which computing takes no time. Real and simulated runs have
-equal bits, hence equal FIDs by rounds. "s to FID" is of the real run, with this machine's compute; its
-prediction is the simulator's time plus that of the run over loopback until the same evaluation.
+with the simulator's clock on the same links, on which computing takes no time. A trace begins with the first
+round and goes on while nodes compute; there the simulator computes as long as the run over loopback did,
+which is taken off again. Real and simulated runs have equal bits, hence equal FIDs by rounds. "s to FID" is
+of the real run, with this machine's compute; its prediction is the simulator's time plus that of the run over
+loopback until the same evaluation.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,6 +44,7 @@ from dance.report import read_metrics
 LOOPBACK = "loopback"
 _FLOOR_MBPS = 0.1
 _TIMEOUT_S = 9000.0
+_POLL_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,10 @@ class Config:
     """Data set."""
     partition: str = "classes:5"
     """How it is split."""
+    growth: float = 1.25
+    """Evaluations are at rounds that grow by this factor."""
+    evaluate_images: int = 10_000
+    """Images of an evaluation. A trace goes on meanwhile, so that few make for a good prediction."""
     json: Path | None = None
     """Where to write the figures."""
 
@@ -120,11 +128,14 @@ def measure(config: Config, place: Path, rows: list[Row]) -> None:
         for method in config.methods:
             real = _real(config, method, link, place)
             alone = loopback[method]
-            simulated = _simulated(config, method, link, place)
+            # A trace goes on while nodes compute; links that stay as they are do not mind when.
+            computed_s = alone[-1]["wall_s"] if parse_link(link).trace is not None else 0.0
+            simulated = _simulated(config, method, link, place, computed_s)
             check_equal(real, simulated)
+            network = [line["virtual_s"] - computed_s * line["round"] / config.rounds for line in simulated]
             predicted = [
-                line | {"wall_s": line["virtual_s"] + computed["wall_s"]}
-                for line, computed in zip(simulated, alone, strict=True)
+                {"fid": line["fid"], "wall_s": seconds + line["wall_s"]}
+                for seconds, line in zip(network, alone, strict=True)
             ]
             rows.append(
                 Row(
@@ -132,7 +143,7 @@ def measure(config: Config, place: Path, rows: list[Row]) -> None:
                     method=method,
                     real_s=real[-1]["wall_s"],
                     loopback_s=alone[-1]["wall_s"],
-                    predicted_network_s=simulated[-1]["virtual_s"],
+                    predicted_network_s=network[-1],
                     target_fid=target,
                     real_to_fid_s=seconds_to(real, target),
                     predicted_to_fid_s=seconds_to(predicted, target),
@@ -195,7 +206,8 @@ def _run_config(config: Config, method: str, out: Path) -> RunConfig:
         rounds=config.rounds,
         batch_size=config.batch_size,
         evaluate_every=0,
-        evaluate_at=growing(config.rounds, growth=1.25),
+        evaluate_at=growing(config.rounds, growth=config.growth),
+        evaluate_images=config.evaluate_images,
         checkpoint_every=0,
         out=str(out),
     )
@@ -215,11 +227,15 @@ def _real(config: Config, method: str, link: str, place: Path) -> list[dict[str,
         if link != LOOPBACK:
             parsed = parse_link(link)
             rate = 10.0 if parsed.trace is not None else parsed.rate_mbps
-            bed = stack.enter_context(Testbed(wanted.num_nodes, rate_mbps=rate, delay_s=2 * parsed.delay_s))
-            if parsed.trace is not None:
-                stack.enter_context(Replay(bed, parsed.trace, floor_mbps=_FLOOR_MBPS))
+            testbed = Testbed(wanted.num_nodes, rate_mbps=rate, delay_s=2 * parsed.delay_s)
+            bed = stack.enter_context(testbed)
         log = stack.enter_context(open(place / "log.txt", "w"))
         ranks = stack.enter_context(Ranks(bed, command, environment=quiet, output=log))
+        if link != LOOPBACK and parsed.trace is not None:
+            # Its time begins with the run's, as the simulator's does: with what is written before round 1.
+            while not (out / "config.json").exists() and ranks.poll() is None:
+                time.sleep(_POLL_S)
+            stack.enter_context(Replay(testbed, parsed.trace, floor_mbps=_FLOOR_MBPS))
         status = ranks.wait(_TIMEOUT_S)
     if status:
         words = (place / "log.txt").read_text().splitlines()[-5:]
@@ -227,11 +243,14 @@ def _real(config: Config, method: str, link: str, place: Path) -> list[dict[str,
     return read_metrics(out / "metrics.jsonl")
 
 
-def _simulated(config: Config, method: str, link: str, place: Path) -> list[dict[str, Any]]:
-    """The same run in this process, on a clock on which computing takes no time."""
+def _simulated(
+    config: Config, method: str, link: str, place: Path, computed_s: float
+) -> list[dict[str, Any]]:
+    """The same run in this process, on a clock on which computing takes `computed_s` in all."""
     out = place / "simulated"
     shutil.rmtree(out, ignore_errors=True)
-    wanted = dataclasses.replace(_run_config(config, method, out), simulate=True, links=link, compute="0ms")
+    compute = f"{1e3 * computed_s / config.rounds:.6g}ms"
+    wanted = dataclasses.replace(_run_config(config, method, out), simulate=True, links=link, compute=compute)
     with contextlib.redirect_stdout(sys.stderr):
         run(wanted)
     return read_metrics(out / "metrics.jsonl")

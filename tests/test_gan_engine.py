@@ -40,7 +40,7 @@ TINY = RunConfig(
 ALGORITHMS = ("ac-gan", "md-gan", "fl-gan", "gossip-gan", "standalone")
 # Switches after the second of its exchanges, whatever it measures.
 SWITCHING = replace(
-    TINY, layout="adaptive", acgan=AcganConfig(sync_period=5, switch_above=0.0, switch_bytes=1.5)
+    TINY, layout="adaptive", acgan=AcganConfig(sync_period=5, switch_above=0.0, switch_after=10)
 )
 LAYOUTS = {
     "data-parallel": replace(TINY, layout="data-parallel", acgan=AcganConfig(sync_period=7)),

@@ -15,13 +15,16 @@ from dance.compare.plan import growing
 SKEWED, EVEN = "classes:2", "iid"
 SEEDS = (0, 1, 2)
 MARKS = (5.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 120.0)
+FEW = (1.0, 2.0, 3.0)  # so little do only those send that exchange one-bit models
 RATES = (1e-3, 3e-4, 2e-3)  # the first is ours
 HUB, ADAPTIVE = "AC-GAN hub, sign", "AC-GAN adaptive"
 # What the adaptive layout consists of, tried by itself: no first phase, and another second one.
 LOW, SIGNS = "AC-GAN low-rank", "AC-GAN adaptive, sign"
+FINE = "AC-GAN adaptive, int4 every 100 rounds"
 LOCAL = "AC-GAN hub, sign, local Adam"
 MD, FL, GOSSIP = "MD-GAN", "FL-GAN", "Gossip GAN"
 OURS = "with our codecs"
+INT4 = "int4 differences"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,8 @@ class Setting:
     rounds: int = 2500
     rates: tuple[float, ...] = RATES
     parts: bool = True  # also the pieces of our recipe, and rivals with our codecs
+    marks: tuple[float, ...] = MARKS  # evaluated at so many MB a D-Node
+    growth: float = 1.5  # and at rounds that grow by this factor
 
     def wanted(self, results: Results) -> list[Wanted]:
         """All that can be said now, the most important first."""
@@ -60,14 +65,18 @@ class Setting:
                 if rate is not None:
                     yield self._run(group, rival, seed, rate)
                     if self.parts and (group != EVEN or seed == 0):
-                        yield self._run(group, rival, seed, rate, ours=True)
+                        for more in (OURS, INT4) if rival == FL else (OURS,):
+                            yield self._run(group, rival, seed, rate, more)
+            if self.parts and group == EVEN and seed == 0:
+                yield self._run(group, FINE, seed)
             if self.parts and group != EVEN:
                 for label in (LOCAL,) if seed else (LOCAL, LOW, SIGNS, GOSSIP):
                     yield self._run(group, label, seed)
 
     def _run(
-        self, group: str, name: str, seed: int, rate: float | None = None, *, ours: bool = False
+        self, group: str, name: str, seed: int, rate: float | None = None, codecs: str | None = None
     ) -> Wanted:
+        """`codecs`: OURS or INT4, of a rival."""
         common = {
             **self.common,
             "partition": group,
@@ -76,13 +85,15 @@ class Setting:
             "stack": "auto",
         }
         common |= self._length(name, group)
+        if name == ADAPTIVE or (name == FL and codecs == OURS):
+            common["evaluate_megabytes"] = [*FEW, *self.marks]
         label = name if rate is None else _label(name, rate)
         return Wanted(
             group=group,
             method=Method(
-                label=f"{label}, {OURS}" if ours else label,
+                label=f"{label}, {codecs}" if codecs else label,
                 algorithm=ALGORITHMS.get(name, "ac-gan"),
-                changes={**CHANGES[name], **_rate(rate), **(WITH_OUR_CODECS[name] if ours else {})},
+                changes={**CHANGES[name], **_rate(rate), **(CODECS[codecs][name] if codecs else {})},
             ),
             seed=seed,
             common=common,
@@ -95,12 +106,12 @@ class Setting:
             rounds, limit = round(1.9 * self.rounds), 61.0
         elif name == SIGNS:
             rounds, limit = round(1.4 * self.rounds), 121.0
-        elif name in (ADAPTIVE, FL, GOSSIP):
+        elif name in (ADAPTIVE, FINE, FL, GOSSIP):
             rounds, limit = round((2.3 if group == EVEN else 1.5) * self.rounds), 31.0
         if name == LOW:
             rounds = round(1.6 * self.rounds)
-        values: dict[str, Any] = {"rounds": rounds, "evaluate_at": list(growing(rounds, growth=1.5))}
-        values["evaluate_megabytes"] = list(MARKS)
+        values: dict[str, Any] = {"rounds": rounds, "evaluate_at": list(growing(rounds, growth=self.growth))}
+        values["evaluate_megabytes"] = list(self.marks)
         return values | ({"megabytes": limit} if limit else {})
 
 
@@ -116,7 +127,8 @@ _SIGN = {"gossip_codec": "sign", "image_codec": "int8"}
 CHANGES: Mapping[str, Mapping[str, Any]] = {
     HUB: {**_SIGN, "layout": "model-parallel"},
     ADAPTIVE: {"layout": "adaptive"},
-    SIGNS: {**_SIGN, "layout": "adaptive", "acgan.switch_bytes": 16.0},
+    FINE: {"layout": "adaptive", "acgan.sync_codec": "int4", "acgan.sync_period": 100},
+    SIGNS: {**_SIGN, "layout": "adaptive"},
     LOW: {
         "layout": "model-parallel",
         "acgan.aggregation": "low-rank",
@@ -136,7 +148,11 @@ WITH_OUR_CODECS: Mapping[str, Mapping[str, Any]] = {
         "mdgan.feedback_codec": "sign:block=image",
         "mdgan.swap_codec": "int8",
     },
-    FL: {"flgan.deltas": True, "flgan.up_codec": "int4", "flgan.down_codec": "int4"},
+    FL: {"flgan.deltas": True, "flgan.up_codec": "sign", "flgan.down_codec": "sign"},
+}
+CODECS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    OURS: WITH_OUR_CODECS,
+    INT4: {FL: {"flgan.deltas": True, "flgan.up_codec": "int4", "flgan.down_codec": "int4"}},
 }
 
 
@@ -150,7 +166,7 @@ def tables(setting: Setting, results: Results) -> str:
         parts += [f"#### {group}: at the end", finals(results, group, labels)]
         parts += [
             f"#### {group}: FID of the raw generator for so many MB a D-Node",
-            at_bytes(results, group, labels, MARKS),
+            at_bytes(results, group, labels, [*FEW, *setting.marks]),
         ]
         names = _names(setting, results, group)
         rivals = [names.md, names.fl, *(f"{rival}, {OURS}" for rival in (names.md, names.fl))]
@@ -175,7 +191,7 @@ def _shown(setting: Setting, group: str, results: Results) -> list[str]:
 
 
 CUT = (
-    "FL-GAN and, iid, the adaptive layout end at 31 MB, skewed at 61; beyond its end the tables show "
+    "FL-GAN ends at 31 MB, the adaptive layout, skewed, at 61; beyond its end the tables show "
     "a method's best FID ever, in square brackets. Rates of the rivals are swept on seed 0; ours are 0.001, "
     "not swept. Gossip GAN at 0.001 only, and judged by one worker's generator, for it has no other."
 )
@@ -213,12 +229,14 @@ CONVOLUTIONAL = Setting(
     rates=(1e-3,),
     parts=False,
 )
-CIFAR_CUT = "Reduced for a CPU: 4 nodes, the MLP, 1,000 rounds, one seed, learning rates not swept."
+CIFAR_CUT = "Reduced for a CPU: 4 nodes, the MLP, 1,500 rounds, one seed, learning rates not swept."
 CIFAR = Setting(
     common={"data": "cifar10", "d_nodes": 4},
     groups=("classes:5",),
     seeds=(0,),
-    rounds=1000,
+    rounds=1500,
     rates=(1e-3,),
     parts=False,
+    marks=(10.0, 20.0, 60.0),
+    growth=2.5,
 )

@@ -64,14 +64,14 @@ class AcganConfig:
     g_sync: GSync = "delta"
     """Data parallel: how workers keep their generators together: delta (G and D every sync_period rounds),
     choco (gossip every sync_period rounds), gradient (averaged every step, compressed) or exact (not)."""
-    sync_period: int = 100
+    sync_period: int = 200
     """Data parallel and adaptive: rounds between two exchanges of models."""
-    sync_codec: str = "int4"
+    sync_codec: str = "sign"
     """Data parallel and adaptive: codec of exchanged models, or auto."""
     switch_above: float = 2.8
     """Adaptive layout: go model parallel where workers' changes differ by so many times what they share."""
-    switch_bytes: float = 8.0
-    """Adaptive layout: bytes a parameter of G and D that a worker exchanges before the run may switch."""
+    switch_after: int = 1000
+    """Adaptive layout: the first exchange after so many rounds decides whether the run switches."""
 
     def validate(self) -> None:
         """Raises ValueError naming value and remedy."""
@@ -95,8 +95,7 @@ class AcganConfig:
             raise ValueError(f"acgan.step_size: {self.step_size} must be in (0, 1], for example 0.5")
         if not self.switch_above >= 0:
             raise ValueError(f"acgan.switch_above: {self.switch_above} must be 0 or more, for example 2.8")
-        if not 0 <= self.switch_bytes < float("inf"):
-            raise ValueError(f"acgan.switch_bytes: {self.switch_bytes} must be 0 or more, for example 8")
+        at_least("acgan.switch_after", self.switch_after, 0)
 
     @property
     def codec_texts(self) -> Mapping[str, str]:

@@ -2,10 +2,11 @@
 
 Per byte the data parallel layout is the better one while it teaches all that the workers' models have in
 common; under skewed data it then stops at a poor average, where the model parallel one goes on. So the hub
-measures at every exchange how far the workers disagree, for free (`FeedbackAverage.skew`), and says when to
-switch: after enough bytes, and only if the mean of its last measurements is above a threshold that was found
-by experiment (docs/results.md). The switch itself sends nothing but that one byte a node: after an exchange
-all nodes hold the same reference, and G-Nodes and D-Nodes go on from it, with a fresh Adam at the G-Nodes.
+measures at every exchange how far the workers disagree (dance.gan.acgan.skew, 1 kB a worker), and decides
+once, after enough rounds: the run switches if the mean of the last measurements is above a threshold that was
+found by experiment (docs/results.md). It is not asked again, for in the end workers move by noise alone and
+disagree whatever their data. A switch sends nothing but one byte a node and way: after an exchange all nodes
+hold the same reference, and G-Nodes and D-Nodes go on from it, with a fresh Adam at the G-Nodes.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from typing import Any
 from torch import Tensor
 
 from dance.exchange import Exchange
-from dance.gan.acgan.average import disagreement
 from dance.gan.acgan.data_parallel import DataParallel
 from dance.gan.acgan.model_parallel import ModelParallel, Nodes
+from dance.gan.acgan.skew import disagreement
 from dance.gan.acgan.team import d_solver
 from dance.gan.acgan.wires import HUB
 from dance.gan.config import RunConfig
@@ -54,18 +55,21 @@ class Adaptive:
             if layout.delta.average.skew is not None:  # here is the hub
                 self.skews = [*self.skews, layout.delta.average.skew][-WINDOW:]
             # One byte each way, as all nodes must agree.
-            if self.exchange.any(self._wants_to_switch(layout)):
+            if self._decides(round_index) and self.exchange.any(self._wants_to_switch()):
                 self._switch(layout)
                 self.switched = round_index + 1
 
-    def _wants_to_switch(self, layout: DataParallel) -> bool:
+    def _decides(self, round_index: int) -> bool:
+        """At the first exchange after enough rounds, and no other: late in a run nothing shared moves."""
+        first = max(1, self.config.acgan.switch_after)
+        return round_index + 1 - self.config.acgan.sync_period < first <= round_index + 1
+
+    def _wants_to_switch(self) -> bool:
         """Asked of the hub; elsewhere no."""
-        if layout.delta is None or not self.skews:
+        if not self.skews:
             return False
-        settings = self.config.acgan
-        enough = layout.delta.average.num_bytes >= settings.switch_bytes * layout.delta.reference.numel()
         skew = sum(self.skews) / len(self.skews)
-        return enough and disagreement(skew, self.config.d_nodes) > settings.switch_above
+        return disagreement(skew, self.config.d_nodes) > self.config.acgan.switch_above
 
     def _switch(self, layout: DataParallel) -> None:
         """theta_i, its public copy and the hub's all begin as the reference, which all nodes hold."""

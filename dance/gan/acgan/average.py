@@ -10,7 +10,6 @@ Tang et al. 2019). With codec none p is the mean itself.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +21,12 @@ import dance
 from dance.codecs import Codec
 from dance.exchange import Expected, Message
 from dance.gan.acgan.gossip import MOMENT
+from dance.gan.acgan.skew import SIZE, Sketcher, skew
 from dance.gan.acgan.wires import HUB, NONE, Wires
 from dance.gan.messages import content, stamped
 from dance.packet import Packet, derive_seed
+
+SKETCH = "sketch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,25 +37,13 @@ class Mean:
     moment: Tensor | None
 
 
-def disagreement(skew: float, num_workers: int) -> float:
-    """The energy in which workers' vectors differ over what they share, free of the number of workers.
-
-    With x_i = shared + own_i, all orthogonal, skew is (shared + own) / (shared + own / N) in energies, and
-    this is own / shared: 0 where all agree, infinite where nothing is shared.
-    """
-    if skew <= 1:  # one worker alone always agrees with itself
-        return 0.0
-    rest = 1 - skew / num_workers
-    return (skew - 1) / rest if rest > 0 else math.inf
-
-
 class FeedbackAverage:
     """Averages vectors of `numel` elements as messages of one `kind`; `followers` get the mean, too.
 
     `num_moments` second moments travel along, uncompressed (0: none). `every`: rounds from one to the next.
     Without `feedback` what a codec could not send is lost here, and `sent` has what each worker did send.
-    skew: at the hub, mean |q_i|^2 / |mean q_i|^2 of the last average: 1 where all agree, N where none do.
-    num_bytes: at the hub, what a worker has sent and received in all averages so far, headers included.
+    skew: at the hub, if it `measures`, how far the last average's vectors differed, for which workers add
+    a sketch of them (dance.gan.acgan.skew).
     """
 
     def __init__(
@@ -66,6 +56,7 @@ class FeedbackAverage:
         num_moments: int = 0,
         every: int = 1,
         feedback: bool = True,
+        measures: bool = False,
     ) -> None:
         self.wires = wires
         self.numel = numel
@@ -73,6 +64,7 @@ class FeedbackAverage:
         self.num_moments = num_moments
         self.every = every
         self.followers = list(followers)
+        self.measures = measures
         self.residuals = {
             node: torch.zeros(numel)
             for node in wires.here
@@ -80,7 +72,6 @@ class FeedbackAverage:
         }
         self.sent: dict[int, Tensor] = {}
         self.skew: float | None = None
-        self.num_bytes = 0.0
 
     def mean(
         self, vectors: Mapping[int, Tensor], turn: int, moments: Mapping[int, Tensor] | None = None
@@ -91,6 +82,7 @@ class FeedbackAverage:
         average of this kind has. None where neither the hub lives nor a worker or follower.
         """
         ids, post = self.wires.d_ids, self.wires.post
+        sketcher = self._sketcher(turn) if vectors else None
         outbox: list[Message] = []
         for node, vector in vectors.items():
             with post.computing(node):
@@ -99,6 +91,9 @@ class FeedbackAverage:
                 if moments is not None and self.num_moments:
                     packet = post.packet(moments[node], NONE, node, MOMENT, turn)
                     outbox.append(Message(source=node, target=HUB, kind=MOMENT, packet=packet))
+                if sketcher is not None:
+                    packet = post.packet(sketcher(vector), NONE, node, SKETCH, turn)
+                    outbox.append(Message(source=node, target=HUB, kind=SKETCH, packet=packet))
         here = HUB in self.wires.here
         arrived = self._deliver(outbox, [(node, HUB) for node in ids], turn)
         outbox = []
@@ -121,13 +116,13 @@ class FeedbackAverage:
 
     def state(self, node: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {"residual": self.residuals[node]} if node in self.residuals else {}
-        return tensors, {"skew": self.skew, "num_bytes": self.num_bytes} if node == HUB else {}
+        return tensors, {"skew": self.skew} if node == HUB else {}
 
     def restore(self, node: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         if node in self.residuals:
             self.residuals[node].copy_(tensors["residual"])
         if node == HUB:
-            self.skew, self.num_bytes = meta["skew"], meta["num_bytes"]
+            self.skew = meta["skew"]
 
     def _packet(self, node: int, vector: Tensor, turn: int, peers: Sequence[int]) -> Packet:
         codec = self.wires.choices[node].codec(self.kind, self.numel, turn, peers, every=self.every)
@@ -140,24 +135,24 @@ class FeedbackAverage:
 
     def _relayed(self, arrived: Sequence[Message], turn: int) -> dict[str, Packet]:
         ids = self.wires.d_ids
-        total, energy = torch.zeros(self.numel), 0.0
+        total = torch.zeros(self.numel)
         for message in arrived:
             if message.kind == self.kind:
-                q = content(message.packet)
-                energy += float(q.double().square().sum())
-                total += q
-        mean = total.div_(len(ids))
-        shared = float(mean.double().square().sum())
-        # Nothing moved, or the codec sent nothing: nobody disagrees.
-        self.skew = energy / len(ids) / shared if shared > 0 else 1.0
-        packets = {self.kind: self._packet(HUB, mean, turn, ids)}
+                dance.decode(message.packet, out=total, add=True)
+        packets = {self.kind: self._packet(HUB, total.div_(len(ids)), turn, ids)}
         moments = [content(message.packet) for message in arrived if message.kind == MOMENT]
         if moments:
             mean_moment = torch.stack(moments).mean(0)
             packets[MOMENT] = self.wires.post.packet(mean_moment, NONE, HUB, MOMENT, turn)
-        self.num_bytes += sum(message.packet.nbytes for message in arrived) / len(ids)
-        self.num_bytes += sum(packet.nbytes for packet in packets.values())
+        if self.measures:
+            self.skew = skew([content(message.packet) for message in arrived if message.kind == SKETCH])
         return packets
+
+    def _sketcher(self, turn: int) -> Sketcher | None:
+        """The signs of this turn, equal at all nodes."""
+        if not self.measures:
+            return None
+        return Sketcher(self.numel, derive_seed(self.wires.post.seed, turn, HUB, SKETCH, "signs"))
 
     def _deliver(
         self, outbox: Sequence[Message], edges: Sequence[tuple[int, int]], turn: int
@@ -170,6 +165,8 @@ class FeedbackAverage:
             kinds: list[tuple[str, int, Codec | None]] = [(self.kind, self.numel, codec)]
             if self.num_moments:
                 kinds.append((MOMENT, self.num_moments, NONE))
+            if self.measures and target == HUB:
+                kinds.append((SKETCH, SIZE, NONE))
             expected += [
                 Expected(source=source, target=target, kind=kind, shape=(numel,), codec=each, round=turn)
                 for kind, numel, each in kinds
