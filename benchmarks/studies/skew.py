@@ -4,7 +4,7 @@
     python benchmarks/studies/skew.py digits 4    only some runs: one data set, one number of nodes
     python benchmarks/studies/skew.py table       the runs that are done, and nothing else
 
-Phase 1 alone, 1,000 rounds with an exchange every 200, on iid and on skewed data. Writes
+Phase 1 alone, 800 rounds with an exchange every 200, on iid and on skewed data. Writes
 benchmarks/results/skew.json and prints the table of docs/results.md.
 """
 
@@ -32,7 +32,7 @@ SEEDS = (0, 1)
 PARTITIONS = {4: ("iid", "dirichlet:0.2", "classes:3"), 8: ("iid", "dirichlet:0.2", "classes:2")}
 DATA = ("digits", "fashion-mnist")
 # The first exchanges, in which all models change quickly, say little: the mean is of the last WINDOW.
-ROUNDS, PERIOD = 1000, 200
+ROUNDS, PERIOD = 800, 200
 RUNS = Path("runs/studies/skew")
 RESULTS = Path(__file__).parents[1] / "results" / "skew.json"
 

@@ -31,7 +31,7 @@ from dance.gan.settings import AcganConfig
 _LOG = logging.getLogger("dance.gan")
 
 # The indicator of one exchange is noisy; so many of the last ones are averaged.
-WINDOW = 3
+WINDOW = 2
 
 
 class Adaptive:
