@@ -8,6 +8,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from functools import cache
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,25 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list
                     worker.kill()
                     worker.join()
     return [answers[rank] for rank in range(world_size)]
+
+
+def run_once(function: Callable[[int, int], Any], world_size: int) -> list[Any]:
+    """What ``function(rank, world_size)`` returned at each rank, of one run for all tests that ask.
+
+    Processes are dear to start. A failure fails each of these tests, without running it again.
+    """
+    answers = _ran(function, world_size)
+    if isinstance(answers, AssertionError):
+        raise answers
+    return answers
+
+
+@cache
+def _ran(function: Callable[[int, int], Any], world_size: int) -> list[Any] | AssertionError:
+    try:
+        return run_ranks(function, world_size, world_size)
+    except AssertionError as error:
+        return error
 
 
 def _work(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from gossip_oracle import Array, sign
-from torch import Tensor
+from tiny_gan import BASE, SHAPE, parts
 from torch.nn.functional import softplus
 
 import dance
@@ -25,31 +24,9 @@ from dance.gan.nodes import build_generator, discriminator_net
 from dance.gan.optimizers import Adam, BlockAdam, decayed
 from dance.gan.settings import AcganConfig
 
-SHAPE = (1, 4, 8)
-TINY = RunConfig(
-    layout="model-parallel",
-    d_nodes=3,
-    batch_size=5,
-    latent=6,
-    g_widths=(9,),
-    d_widths=(8, 7),
-    r1=0.5,
-    r1_every=2,
-)
+pytestmark = pytest.mark.usefixtures("one_thread")
+TINY = replace(BASE, r1=0.5, r1_every=2)
 EXACT = AcganConfig(g_sync="exact", aggregation="gradient", gradient_codec="none")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def parts(config: RunConfig, count: int = 20) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.rand((count, *SHAPE), generator=generator) * 2 - 1 for _ in range(config.d_nodes)]
 
 
 def nodes_of(config: RunConfig, rounds: int = 0) -> Adaptive | DataParallel | ModelParallel:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from tiny_gan import BASE, parts
 from torch import Tensor
 
 from dance.exchange import SimulatedExchange
@@ -20,14 +21,8 @@ from dance.gan.nodes import discriminator_net
 from dance.gan.settings import AcganConfig
 
 SHAPE = (1, 6, 8)
-CONFIG = RunConfig(
-    layout="model-parallel",
-    d_nodes=3,
-    batch_size=5,
-    latent=6,
-    g_widths=(9,),
-    d_widths=(16, 12),
-    acgan=AcganConfig(aggregation="low-rank", rank=2, factor_codec="none"),
+CONFIG = replace(
+    BASE, d_widths=(16, 12), acgan=AcganConfig(aggregation="low-rank", rank=2, factor_codec="none")
 )
 # What a run of CONFIG factors: 16 x 48 and 12 x 16; the last layer and the biases go whole.
 MATRICES = [(16, 48), (12, 16)]
@@ -134,10 +129,7 @@ def test_with_auto_each_phase_of_a_round_may_take_its_share(changes: dict[str, A
 
 def test_discriminators_stay_equal_to_the_bit_and_train() -> None:
     config = replace(CONFIG, local_steps=2, acgan=replace(CONFIG.acgan, factor_codec="int8"))
-    generator = torch.Generator().manual_seed(0)
-    parts = [torch.rand((20, *SHAPE), generator=generator) * 2 - 1 for _ in range(3)]
-    exchange = SimulatedExchange(config.num_nodes)
-    nodes = acgan(config, exchange, parts)
+    nodes = acgan(config, SimulatedExchange(config.num_nodes), parts(config, shape=SHAPE))
     assert isinstance(nodes, ModelParallel)
     first = nodes.discriminators[1].net.theta.clone()
     for r in range(6):

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from processes import run_ranks
+from processes import run_once
+from sharded_net import (
+    LR,
+    arrays,
+    backward,
+    batch,
+    descend,
+    fsdp,
+    gradients,
+    plain,
+    same,
+    sharded,
+    train,
+    whole,
+)
 from torch import nn
 
 import dance
@@ -17,105 +31,12 @@ import dance.fsdp
 from dance.distributed.member import _MEMBERS
 from dance.fsdp.message import Message, Parameter
 
-fsdp = pytest.importorskip("torch.distributed.fsdp")
-if not hasattr(getattr(fsdp, "FSDPModule", None), "set_custom_reduce_scatter"):
-    pytest.skip("this torch has no custom collectives in FSDP", allow_module_level=True)
-
-LR = 0.1
-
-
-@cache
-def _ran(world: int) -> list[dict[str, Any]] | AssertionError:
-    try:
-        return run_ranks(work, world, world)
-    except AssertionError as error:
-        return error
-
-
-def ran(world: int) -> list[dict[str, Any]]:
-    """What each job returned, at each rank; processes are dear to start, so all jobs run in the same ones."""
-    answers = _ran(world)
-    if isinstance(answers, AssertionError):
-        raise answers
-    return answers
-
 
 def work(rank: int, world: int) -> dict[str, Any]:
     return {name: job(rank, world) for name, job in JOBS[world].items()}
 
 
-class Net(nn.Module):
-    """Sizes that no world size divides, a parameter of the root's own, and one that is not trained."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(10, 33)
-        self.second = nn.Linear(33, 5)
-        self.scale = nn.Parameter(torch.ones(5))
-        self.second.bias.requires_grad_(False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.second(torch.tanh(self.first(x))) * self.scale
-
-
-def plain() -> Net:
-    torch.manual_seed(0)
-    return Net()
-
-
-def sharded(world: int, **options: Any) -> Net:
-    from torch.distributed.device_mesh import init_device_mesh
-
-    mesh = init_device_mesh("cpu", (world,))
-    model = plain()
-    for module in (model.first, model.second, model):
-        fsdp.fully_shard(module, mesh=mesh, **options)
-    return model
-
-
-def batch(rank: int, step: int) -> torch.Tensor:
-    return torch.randn(8, 10, generator=torch.Generator().manual_seed(100 * rank + step)) + rank
-
-
-def backward(model: nn.Module, rank: int, step: int) -> float:
-    model.zero_grad()
-    loss = (model(batch(rank, step)) - 1).square().mean()
-    loss.backward()
-    return float(loss.detach())
-
-
-def descend(model: nn.Module) -> None:
-    with torch.no_grad():
-        for each in model.parameters():
-            if each.grad is not None:
-                each -= LR * each.grad
-
-
-def whole(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Copies of the parameters of a sharded model, unsharded, in exact bits; all ranks call it."""
-    return {name: each.full_tensor().detach().clone() for name, each in model.named_parameters()}
-
-
-def gradients(weights: dict[str, torch.Tensor], rank: int, step: int) -> dict[str, torch.Tensor]:
-    """Those of one rank's loss, by an unsharded copy."""
-    copy = plain()
-    copy.load_state_dict(weights)
-    backward(copy, rank, step)
-    return {name: each.grad.clone() for name, each in copy.named_parameters() if each.grad is not None}
-
-
-def arrays(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    return {name: each.detach().numpy().copy() for name, each in tensors.items()}
-
-
-def train(rank: int, world: int, codec: str | None, steps: int = 4, **options: Any) -> dict[str, np.ndarray]:
-    model = sharded(world)
-    if codec is not None:
-        dance.fsdp.attach(model, codec, min_bytes=0, **options)
-    for step in range(steps):
-        backward(model, rank, step)
-        descend(model)
-    return arrays(whole(model))
+ran = partial(run_once, work)
 
 
 def first_gradient(rank: int, world: int) -> list[dict[str, np.ndarray]]:
@@ -181,47 +102,6 @@ def _all_messages(model: nn.Module) -> list[Message]:
     return list(found)
 
 
-def resume(rank: int, world: int, codec: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Where an uninterrupted run ends, and one that is loaded into a new model half way."""
-    ends = []
-    model = sharded(world)
-    compression = dance.fsdp.attach(model, codec, min_bytes=0)
-    for step in range(6):
-        if step == 3:
-            saved, state = whole(model), compression.state_dict()
-        backward(model, rank, step)
-        descend(model)
-    ends.append(arrays(whole(model)))
-    again = sharded(world)
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-
-    set_model_state_dict(again, saved, options=StateDictOptions(full_state_dict=True))
-    other = dance.fsdp.attach(again, codec, min_bytes=0)
-    other.load_state_dict(state)
-    for step in range(3, 6):
-        backward(again, rank, step)
-        descend(again)
-    ends.append(arrays(whole(again)))
-    return ends[0], ends[1]
-
-
-def reshape(rank: int, world: int) -> dict[str, np.ndarray]:
-    """What a rank of three owes after loading what two ranks owed."""
-    states = []
-    for old in range(2):
-        generator = torch.Generator().manual_seed(old)
-        owed = {
-            name: torch.randn(each.shape, generator=generator)
-            for name, each in plain().named_parameters()
-            if each.requires_grad
-        }
-        state = dance.ErrorFeedback("int8").state_dict()
-        states.append({**state, "residuals": owed, "steps": dict.fromkeys(owed, 5)})
-    compression = dance.fsdp.attach(sharded(world), "int8")
-    compression.load_state_dict(dance.feedback.reshard(states, rank, world))
-    return arrays(compression.state_dict()["residuals"])
-
-
 def together(rank: int, world: int) -> list[dict[str, np.ndarray]]:
     """Two modules that share their messages, asynchronous gathers, and a parameter cut along dimension 1."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -266,83 +146,6 @@ def automatic(rank: int, world: int) -> dict[str, np.ndarray]:
     return train(rank, world, "auto", gather_codec="auto")
 
 
-def refuse(rank: int, world: int) -> None:
-    with pytest.raises(ValueError, match="fully_shard first"):
-        dance.fsdp.attach(plain())
-    with pytest.raises(ValueError, match="dense gather_codec"):
-        dance.fsdp.attach(sharded(world), gather_codec="topk:ratio=0.1")
-    model = sharded(world)
-    compression = dance.fsdp.attach(model, min_bytes=0)
-    state = compression.state_dict()
-    with pytest.raises(ValueError, match="unknown here"):
-        compression.load_state_dict({**state, "residuals": {"other": torch.zeros(3)}})
-    with pytest.raises(ValueError, match="with shape"):
-        compression.load_state_dict({**state, "residuals": {"first.bias": torch.zeros(3)}})
-    with pytest.raises(ValueError, match=r"compressed already.*compression\.codec = 'int4'.*detach\(\)"):
-        dance.fsdp.attach(model, "int4")
-    with pytest.raises(ValueError, match="compressed already"):
-        dance.fsdp.attach(model.first)
-    compression.detach()
-    with pytest.raises(ValueError, match="feedback=True"):
-        dance.fsdp.attach(model, feedback=False, min_bytes=0).load_state_dict(state)
-
-
-def detach(rank: int, world: int) -> list[dict[str, np.ndarray]]:
-    """Training by torch alone, and with what was compressed before the first step, but is no more."""
-    model = sharded(world)
-    compression = dance.fsdp.attach(model, "sign", gather_codec="int8", min_bytes=0)
-    compression.detach()
-    for step in range(2):
-        backward(model, rank, step)
-        descend(model)
-    # What is attached then is all there is: the weights of the former are not rounded any more.
-    again = dance.fsdp.attach(model, "none", min_bytes=0)
-    for step in range(2, 4):
-        backward(model, rank, step)
-        descend(model)
-    assert not any(compression.bytes_sent.values())
-    assert again.bytes_sent["gradients"] > 0
-    return [arrays(whole(model)), train(rank, world, None)]
-
-
-def refuse_in_backward(rank: int, world: int) -> None:
-    """What FSDP asks for only then; raised before anything is sent, so that all ranks can go on."""
-    model = sharded(world)
-    dance.fsdp.attach(model, min_bytes=0)
-    for module in (model.first, model.second, model):
-        module.set_gradient_divide_factor(3.0)
-    with pytest.raises(ValueError, match="set_force_sum_reduction_for_comms"):
-        backward(model, rank, 0)
-    model = sharded(world)
-    dance.fsdp.attach(model, min_bytes=0)
-    model.first.bias.requires_grad_(False)
-    with pytest.raises(ValueError, match="have no gradient in this step"):
-        backward(model, rank, 0)
-
-
-def not_finite(rank: int, world: int) -> dict[str, bool]:
-    """Rank 1's second batch overflows: no rank raises, all find it, and the next step is as any other."""
-    answers = {}
-    for feedback in (True, False):
-        model = sharded(world)
-        compression = dance.fsdp.attach(model, "int8", feedback=feedback, min_bytes=0)
-        finite = []
-        for step in range(3):
-            model.zero_grad()
-            loss = (model(batch(rank, step)) - 1).square().mean()
-            (loss * (torch.inf if (step, rank) == (1, 1) else 1.0)).backward()
-            found = [p.grad.to_local() for p in model.parameters() if p.grad is not None]
-            finite.append([bool(torch.isfinite(each).all()) for each in found if each.numel()])
-        owed = compression.state_dict().get("residuals", {}).values()
-        answers[f"feedback {feedback}"] = (
-            all(finite[0])
-            and not any(finite[1])
-            and all(finite[2])
-            and all(bool(torch.isfinite(each).all()) for each in owed)
-        )
-    return answers
-
-
 def seeds(rank: int, world: int) -> list[bool]:
     """Whether noise without feedback follows from the seed: of gradients, and of weights."""
     found = []
@@ -363,7 +166,6 @@ def seeds(rank: int, world: int) -> list[bool]:
 
 
 CODECS = ("int8", "sign", "topk:ratio=0.1")
-RESUMED = ("int8:rounding=stochastic", "sign")
 JOBS: dict[int, dict[str, Callable[[int, int], Any]]] = {
     2: {
         "without": partial(train, codec=None),
@@ -371,28 +173,17 @@ JOBS: dict[int, dict[str, Callable[[int, int], Any]]] = {
         "first gradient": first_gradient,
         **{f"conserve {codec}": partial(conserve, codec=codec) for codec in CODECS},
         "gather": gather,
-        **{f"resume {codec}": partial(resume, codec=codec) for codec in RESUMED},
         "together": together,
         "halves": halves,
         "automatic": automatic,
-        "not finite": not_finite,
         "seeds": seeds,
-        "detach": detach,
-        "refuse": refuse,
-        "refuse in backward": refuse_in_backward,
     },
     3: {
         "first gradient": first_gradient,
         **{f"conserve {codec}": partial(conserve, codec=codec) for codec in CODECS},
         "gather": gather,
-        "resume sign": partial(resume, codec="sign"),
-        "reshape": reshape,
     },
 }
-
-
-def same(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:
-    return one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -466,29 +257,6 @@ def test_weights_are_gathered_in_a_codec(world: int) -> None:
         assert seen["sent"]["parameters"] > 0
 
 
-@pytest.mark.parametrize(("world", "codec"), [(2, "int8:rounding=stochastic"), (2, "sign"), (3, "sign")])
-def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(world: int, codec: str) -> None:
-    for answers in ran(world):
-        assert same(*answers[f"resume {codec}"])
-
-
-def test_residuals_survive_a_change_of_world_size() -> None:
-    owed = [torch.Generator().manual_seed(old) for old in range(2)]
-    for name, each in plain().named_parameters():
-        if not each.requires_grad:
-            continue
-        before = sum(torch.randn(each.shape, generator=generator).double() for generator in owed)
-        # The third rank owes nothing yet.
-        after = sum(answers["reshape"][name].astype(np.float64) for answers in ran(3)[:2])
-        assert not ran(3)[2]["reshape"]
-        np.testing.assert_array_equal(after, before.numpy())
-
-
-def test_after_detach_torch_sends() -> None:
-    for answers in ran(2):
-        assert same(*answers["detach"])
-
-
 def test_modules_may_share_a_message() -> None:
     for answers in ran(2):
         assert same(*answers["together"])
@@ -499,11 +267,6 @@ def test_mixed_precision_keeps_its_bits_in_bf16() -> None:
         assert same(*answers["halves"])
 
 
-def test_what_is_not_finite_reaches_all_ranks_and_leaves_residuals_finite() -> None:
-    for answers in ran(2):
-        assert all(answers["not finite"].values()), answers["not finite"]
-
-
 def test_noise_follows_from_the_seed() -> None:
     for answers in ran(2):
         assert answers["seeds"] == [True] * 4
@@ -512,10 +275,6 @@ def test_noise_follows_from_the_seed() -> None:
 def test_auto_is_a_codec() -> None:
     one, two = (answers["automatic"] for answers in ran(2))
     assert same(one, two)
-
-
-def test_what_cannot_be_is_refused() -> None:
-    assert all(answers["refuse"] is None and answers["refuse in backward"] is None for answers in ran(2))
 
 
 def test_an_older_torch_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
+from tiny_gan import BASE, SHAPE, gradient_of, parts
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -18,38 +18,14 @@ from dance.gan.config import RunConfig
 from dance.gan.engine import build
 from dance.gan.flgan import Flgan, model_of
 from dance.gan.mdgan import Mdgan, swap_pairs
-from dance.gan.models import FlatModule
 from dance.gan.nodes import build_generator
 from dance.gan.optimizers import BlockAdam
 from dance.gan.settings import AcganConfig, FlganConfig, MdganConfig
 from dance.gan.standalone import Standalone
 
-SHAPE = (1, 4, 8)
-TINY = RunConfig(
-    layout="model-parallel",
-    d_nodes=2,
-    batch_size=5,
-    latent=6,
-    g_widths=(9,),
-    d_widths=(8, 7),
-    r1=0.5,
-    r1_every=2,
-)
+pytestmark = pytest.mark.usefixtures("one_thread")
+TINY = replace(BASE, d_nodes=2, r1=0.5, r1_every=2)
 HEADER = 64
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def parts(config: RunConfig, count: int = 20) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    number = 1 if config.algorithm == "standalone" else config.d_nodes
-    return [torch.rand((count, *SHAPE), generator=generator) * 2 - 1 for _ in range(number)]
 
 
 def trained(config: RunConfig, rounds: int = 6, data: list[Tensor] | None = None) -> object:
@@ -57,11 +33,6 @@ def trained(config: RunConfig, rounds: int = 6, data: list[Tensor] | None = None
     for r in range(rounds):
         algorithm.round(r)
     return algorithm
-
-
-def gradient_of(loss: Tensor, net: FlatModule) -> Tensor:
-    parameters = [parameter for _, parameter in sorted(net.module.named_parameters())]
-    return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, parameters, retain_graph=True)])
 
 
 @pytest.mark.parametrize("solver", ["block-adam", "adam", "sgd"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_gan import parts
 
 from dance.bandwidth import parse_links
 from dance.bandwidth.groups import of_nodes
@@ -28,9 +29,7 @@ def trained(config: RunConfig, rounds: int = 6) -> tuple[Algorithm, SimulatedExc
     computing = parse_computing(config.compute, config.stragglers, count, config.seed)
     links = parse_links(config.links, count)
     exchange = SimulatedExchange(count, links, None if computing is None else computing.seconds)
-    random = torch.Generator().manual_seed(0)
-    parts = [torch.rand(12, 1, 8, 8, generator=random) * 2 - 1 for _ in range(config.d_nodes)]
-    algorithm = build(config, exchange, parts)
+    algorithm = build(config, exchange, parts(config, 12, (1, 8, 8)))
     for round_index in range(rounds):
         exchange.round = round_index
         algorithm.round(round_index)

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from dance.gan import AcganConfig, FlganConfig, GossipganConfig, RunConfig, run
 from dance.gan.recipes import Recipe, RecipeTable
 from dance.launch import launch
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = RunConfig(
     layout="model-parallel",
     d_nodes=2,
@@ -55,14 +55,6 @@ LAYOUTS = {
 }
 DELTAS = FlganConfig(deltas=True)
 VARIANT_B = GossipganConfig(variant="b", period=3, codec="int8")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -2,58 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from tiny_gan import BASE, SHAPE, gradient_of, parts
 from torch.nn.functional import softplus
 
 from dance.exchange import SimulatedExchange
 from dance.gan.acgan import ModelParallel
-from dance.gan.config import RunConfig
-from dance.gan.models import FlatModule
 from dance.gan.nodes import build_discriminator, build_generator
 
-SHAPE = (1, 4, 8)
-TINY = RunConfig(
-    layout="model-parallel",
-    d_nodes=3,
-    batch_size=5,
-    latent=6,
-    g_widths=(9,),
-    d_widths=(8, 7),
-    codec="none",
-    g_optimizer="sgd",
-    beta1=0.0,
-)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def parts(number: int = 3) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.rand((20, *SHAPE), generator=generator) * 2 - 1 for _ in range(number)]
-
-
-def gradient_of(loss: Tensor, net: FlatModule) -> Tensor:
-    parameters = [parameter for _, parameter in sorted(net.module.named_parameters())]
-    return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, parameters, retain_graph=True)])
+pytestmark = pytest.mark.usefixtures("one_thread")
+TINY = replace(BASE, codec="none", g_optimizer="sgd", beta1=0.0)
 
 
 @pytest.mark.parametrize("topology", ["complete", "hub"])
 def test_uncompressed_gossip_among_all_is_the_mean_of_an_all_reduce(topology: str) -> None:
     """One round with plain SGD: what each D-Node then holds is the mean of what each would hold alone."""
     config = replace(TINY, topology=topology, d_optimizer="sgd")
-    nodes = ModelParallel(config, SimulatedExchange(4), parts())
-    reference = ModelParallel(config, SimulatedExchange(4), parts())
+    nodes = ModelParallel(config, SimulatedExchange(4), parts(config))
+    reference = ModelParallel(config, SimulatedExchange(4), parts(config))
     fakes = {node: images for (_, node), images in reference._images(0).items()}
     reference.team.update(0, fakes)
     mean = torch.stack([d.net.theta.double() for d in reference.discriminators.values()]).mean(0)
@@ -66,7 +35,7 @@ def test_several_generators_and_one_discriminator_are_a_stackelberg_gan() -> Non
     """One round as Zhang et al. 2018 write it: D leads, against the mean over generators; each G follows."""
     config = replace(TINY, d_nodes=1, g_nodes=3, d_optimizer="sgd", r1=0.0)
     config = replace(config, d_learning_rate=0.1, g_learning_rate=0.2)
-    data = parts(1)
+    data = parts(config)
     nodes = ModelParallel(config, SimulatedExchange(4), data)
     (d,) = nodes.discriminators.values()
     lead = build_discriminator(config, "sgd", d.batches)

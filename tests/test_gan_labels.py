@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_gan import gradient_of
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -39,6 +40,17 @@ def part(count: int = 12) -> Part:
     )
 
 
+def labelled(own: Part) -> ImageData:
+    return ImageData(
+        name="d",
+        images=own.images,
+        labels=own.labels,
+        test_images=own.images,
+        test_labels=None,
+        num_classes=3,
+    )
+
+
 def test_labels_are_balanced_and_follow_from_seed_and_round() -> None:
     for number in range(20):
         labels = drawn_labels(CONFIG, number, 16)
@@ -58,16 +70,8 @@ def test_labels_have_the_shares_that_were_stated() -> None:
     assert counts[1] == 0
     with pytest.raises(ValueError, match="label_shares"):
         validate(replace(config, label_shares=(0.0, 0.0)))
-    data = ImageData(
-        name="d",
-        images=part().images,
-        labels=part().labels,
-        test_images=part().images,
-        test_labels=None,
-        num_classes=3,
-    )
     with pytest.raises(ValueError, match="2 shares for 3 classes"):
-        with_classes(replace(config, label_shares=(1.0, 2.0)), run_data(CONFIG, data))
+        with_classes(replace(config, label_shares=(1.0, 2.0)), run_data(CONFIG, labelled(part())))
 
 
 def test_labels_of_several_batches_and_of_a_sample() -> None:
@@ -94,8 +98,7 @@ def test_a_conditional_step_is_that_of_autograd() -> None:
     torch.testing.assert_close(fakes, g.net.module(g._noise(5, 1, 6), labels).detach())
     real = softplus(-d.net.module(d.batches.batch(5), d.batches.labels(5))).mean()
     loss = real + softplus(d.net.module(fakes, labels)).mean()
-    parameters = [parameter for _, parameter in sorted(d.net.module.named_parameters())]
-    expected = torch.cat([x.reshape(-1) for x in torch.autograd.grad(loss, parameters)])
+    expected = gradient_of(loss, d.net)
     d.differentiate(5, 0, fakes)
     torch.testing.assert_close(d.net.gradient, expected)
     points = fakes.clone().requires_grad_()
@@ -149,16 +152,7 @@ def test_every_algorithm_gives_the_same_labels_to_both_sides(
 
     monkeypatch.setattr(mlp.Generator, "forward", watched(mlp.Generator.forward, note_made))
     monkeypatch.setattr(mlp.Discriminator, "forward", watched(mlp.Discriminator.forward, note_told))
-    whole = part(24)
-    data = ImageData(
-        name="d",
-        images=whole.images,
-        labels=whole.labels,
-        test_images=whole.images,
-        test_labels=None,
-        num_classes=3,
-    )
-    algorithm = build(config, SimulatedExchange(config.num_nodes), parts_of(config, data))
+    algorithm = build(config, SimulatedExchange(config.num_nodes), parts_of(config, labelled(part(24))))
     for number in range(2):
         algorithm.round(number)
     known = [(made[image], label) for image, label in told if image in made]
@@ -168,16 +162,9 @@ def test_every_algorithm_gives_the_same_labels_to_both_sides(
 
 
 def test_data_without_labels_is_refused() -> None:
-    bare = ImageData(
-        name="d",
-        images=part().images,
-        labels=None,
-        test_images=part().images,
-        test_labels=None,
-        num_classes=0,
-    )
+    data = labelled(part())
+    bare = replace(data, labels=None, num_classes=0)
     with pytest.raises(ValueError, match=r"conditional.*no labels.*sub-folder for each class"):
         run_data(CONFIG, bare)
-    labelled = replace(bare, labels=part().labels, num_classes=3)
     with pytest.raises(ValueError, match=r"num_classes.*3 classes, got 4"):
-        run_data(replace(CONFIG, num_classes=4), labelled)
+        run_data(replace(CONFIG, num_classes=4), data)

@@ -54,30 +54,29 @@ def test_block_adam_follows_its_recursion(nodes: int, steps: int) -> None:
     np.testing.assert_allclose(solvers[0].v.numpy(), v, rtol=1e-5)
 
 
-def test_adam_is_torchs() -> None:
-    g = gradients(6, 1, 1)[:, 0, 0]
-    theta, reference = torch.ones(sum(SIZES)), torch.nn.Parameter(torch.ones(sum(SIZES)))
-    solver = Adam(sum(SIZES), RATES)
-    expected = torch.optim.Adam([reference], lr=0.01, betas=(0.5, 0.9), eps=RATES.epsilon)
-    for row in g:
+def assert_steps_equal(
+    solver: Adam | Sgd, reference: torch.nn.Parameter, expected: torch.optim.Optimizer, steps: int
+) -> None:
+    """``expected`` is torch's optimizer of ``reference``."""
+    theta = reference.detach().clone()
+    for row in gradients(steps, 1, 1)[:, 0, 0]:
         gradient = torch.tensor(row, dtype=torch.float32)
         solver.step(theta, gradient)
         reference.grad = gradient
         expected.step()
     torch.testing.assert_close(theta, reference.detach())
+
+
+def test_adam_is_torchs() -> None:
+    reference = torch.nn.Parameter(torch.ones(sum(SIZES)))
+    expected = torch.optim.Adam([reference], lr=0.01, betas=(0.5, 0.9), eps=RATES.epsilon)
+    assert_steps_equal(Adam(sum(SIZES), RATES), reference, expected, 6)
 
 
 def test_sgd_is_torchs() -> None:
-    g = gradients(4, 1, 1)[:, 0, 0]
-    theta, reference = torch.ones(sum(SIZES)), torch.nn.Parameter(torch.ones(sum(SIZES)))
-    solver = Sgd(sum(SIZES), RATES)
+    reference = torch.nn.Parameter(torch.ones(sum(SIZES)))
     expected = torch.optim.SGD([reference], lr=0.01, momentum=0.5)
-    for row in g:
-        gradient = torch.tensor(row, dtype=torch.float32)
-        solver.step(theta, gradient)
-        reference.grad = gradient
-        expected.step()
-    torch.testing.assert_close(theta, reference.detach())
+    assert_steps_equal(Sgd(sum(SIZES), RATES), reference, expected, 4)
 
 
 @pytest.mark.parametrize("kind", ["block-adam", "adam", "sgd"])

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
+from tiny_gan import BASE, parts
 
 from dance import calibrate_gan, cli
 from dance.bandwidth import Link, Links, Trace
@@ -23,9 +21,9 @@ from dance.gan.controller import DWELL
 from dance.gan.recipes import Recipe, RecipeTable, read_recipes
 from dance.gan.rounds import ROUNDS
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 PLAIN = Recipe(gossip="none", period=1, image="none", feedback="none")
 COARSE = Recipe(gossip="sign", period=3, image="int8", feedback="sign:block=image")
-SHAPE = (1, 4, 8)
 
 
 def table(seconds: object = None) -> RecipeTable:
@@ -34,14 +32,6 @@ def table(seconds: object = None) -> RecipeTable:
     return RecipeTable(
         mbps=(1.0, 100.0), deviations=(0.0, 1.0), recipes=(PLAIN, COARSE), seconds=np.array(given)
     )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # ---- the table ---------------------------------------------------------------------------------------------
@@ -157,28 +147,14 @@ def test_the_committed_rounds_are_those_of_the_study() -> None:
 
 # ---- the controller ----------------------------------------------------------------------------------------
 
-TINY = RunConfig(
-    layout="model-parallel",
-    d_nodes=2,
-    batch_size=5,
-    latent=6,
-    g_widths=(9,),
-    d_widths=(8, 7),
-    gossip_codec="auto",
-    simulate=True,
-)
-
-
-def parts() -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.rand((20, *SHAPE), generator=generator) * 2 - 1 for _ in range(2)]
+TINY = replace(BASE, d_nodes=2, gossip_codec="auto", simulate=True)
 
 
 def nodes_over(links: Links, path: Path, config: RunConfig = TINY) -> ModelParallel:
     path.write_text(table().to_json())
     config = replace(config, table=str(path))
     validate(config)
-    return ModelParallel(config, SimulatedExchange(config.num_nodes, links), parts())
+    return ModelParallel(config, SimulatedExchange(config.num_nodes, links), parts(config))
 
 
 def test_all_nodes_follow_the_recipe_of_the_slowest_link(tmp_path: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from tiny_gan import BASE, SHAPE, parts
 from torch import Tensor
 
 import dance
@@ -25,32 +25,9 @@ from dance.gan.reports import LINK
 from dance.gan.settings import FlganConfig, GossipganConfig, MdganConfig
 from dance.gan.standalone import Standalone
 
-SHAPE = (1, 4, 8)
-TINY = RunConfig(
-    layout="model-parallel",
-    d_nodes=3,
-    batch_size=5,
-    latent=6,
-    g_widths=(9,),
-    d_widths=(8, 7),
-    r1=0.5,
-    r1_every=2,
-)
+pytestmark = pytest.mark.usefixtures("one_thread")
+TINY = replace(BASE, r1=0.5, r1_every=2)
 EPOCH = 4  # rounds: 20 images in batches of 5
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def parts(config: RunConfig, count: int = 20) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    number = 1 if config.algorithm == "standalone" else config.d_nodes
-    return [torch.rand((count, *SHAPE), generator=generator) * 2 - 1 for _ in range(number)]
 
 
 def labelled(config: RunConfig, labels: list[Tensor]) -> list[Part]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from dance.gan.nodes import Batches, DNode, build_discriminator
 from dance.gan.rows import Algorithm
 from dance.gan.stacked import Stack
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROUNDS = 10
 CONFIG = RunConfig(
     layout="model-parallel",
@@ -49,13 +49,9 @@ VARIANTS: dict[str, RunConfig] = {
 
 
 @pytest.fixture(autouse=True)
-def _groups_of_two(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _groups_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three nodes are then a whole group and a part of one."""
     monkeypatch.setattr(stacked, "_CHUNK", 2)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def images(seed: int, count: int = 12) -> torch.Tensor:

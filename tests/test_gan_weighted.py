@@ -2,54 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
+from tiny_gan import BASE, SHAPE, gradient_of, noise_images
 from torch import Tensor
 from torch.nn.functional import softplus
 
 import dance
 from dance.exchange import SimulatedExchange
 from dance.gan.acgan import ModelParallel
-from dance.gan.config import RunConfig, validate
-from dance.gan.models import FlatModule
+from dance.gan.config import validate
 from dance.gan.nodes import build_generator
 from dance.gan.settings import AcganConfig
 from dance.gan.weighting import Weighting
 
-SHAPE = (1, 4, 8)
-TINY = RunConfig(
-    layout="model-parallel",
-    d_nodes=3,
-    batch_size=5,
-    latent=6,
-    g_widths=(9,),
-    d_widths=(8, 7),
-    codec="none",
-    g_optimizer="sgd",
-    beta1=0.0,
-)
+pytestmark = pytest.mark.usefixtures("one_thread")
+TINY = replace(BASE, codec="none", g_optimizer="sgd", beta1=0.0)
 COUNTS = (20, 30, 50)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def parts() -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.rand((count, *SHAPE), generator=generator) * 2 - 1 for count in COUNTS]
-
-
-def gradient_of(loss: Tensor, net: FlatModule) -> Tensor:
-    parameters = [parameter for _, parameter in sorted(net.module.named_parameters())]
-    return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, parameters, retain_graph=True)])
 
 
 def non_saturating(logits: Tensor) -> Tensor:
@@ -63,7 +34,7 @@ def test_every_generator_follows_the_joined_objective_of_all_its_discriminators(
 ) -> None:
     settings = AcganConfig(feedback_weights=scheme, weight_sharpness=3.0, order=order, period=1000)  # type: ignore[arg-type]
     config = replace(TINY, g_nodes=2, acgan=settings)
-    nodes = ModelParallel(config, SimulatedExchange(5), parts())
+    nodes = ModelParallel(config, SimulatedExchange(5), noise_images(COUNTS))
     for d in nodes.discriminators.values():
         d.net.theta += 0.3 * torch.randn(d.net.theta.shape, generator=torch.Generator().manual_seed(d.node))
     references = {g_id: build_generator(config, SHAPE, g_id) for g_id in nodes.generators}
@@ -79,7 +50,7 @@ def test_every_generator_follows_the_joined_objective_of_all_its_discriminators(
 
 def test_logits_travel_uncompressed_beside_the_feedback_and_are_counted() -> None:
     config = replace(TINY, codec="int8", acgan=AcganConfig(feedback_weights="f2a"))
-    nodes = ModelParallel(config, SimulatedExchange(4), parts())
+    nodes = ModelParallel(config, SimulatedExchange(4), noise_images(COUNTS))
     for r in range(4):
         nodes.round(r)
     counts = nodes.exchange.counts
@@ -91,7 +62,7 @@ def test_logits_travel_uncompressed_beside_the_feedback_and_are_counted() -> Non
 def test_all_discriminators_judge_the_same_images_and_keep_training() -> None:
     config = replace(TINY, codec="int8:rounding=stochastic", gossip_codec="sign")
     config = replace(config, acgan=AcganConfig(feedback_weights="gman"))
-    nodes = ModelParallel(config, SimulatedExchange(4), parts())
+    nodes = ModelParallel(config, SimulatedExchange(4), noise_images(COUNTS))
     first, *others = nodes._images(0).values()
     assert all(torch.equal(first, other) for other in others)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from processes import run_ranks
+from processes import run_once
 
 from dance.errors import NonFiniteError
 from dance.local_sgd import LocalSGD, OuterSGD, averaging, reshard
@@ -22,24 +22,11 @@ F32 = np.float32
 CODECS = ("none", "int8", "sign", "topk:ratio=0.05", "qsgd:levels=255")
 
 
-@cache
-def _ran(world: int) -> list[dict[str, Any]] | AssertionError:
-    try:
-        return run_ranks(work, world, world)
-    except AssertionError as error:
-        return error
-
-
-def ran(world: int) -> list[dict[str, Any]]:
-    """What each job returned, at each rank; processes are dear to start, so all jobs run in the same ones."""
-    answers = _ran(world)
-    if isinstance(answers, AssertionError):
-        raise answers
-    return answers
-
-
 def work(rank: int, world: int) -> dict[str, Any]:
     return {name: job(rank) for name, job in JOBS[world].items()}
+
+
+ran = partial(run_once, work)
 
 
 def parameters(seed: int) -> dict[str, torch.Tensor]:
