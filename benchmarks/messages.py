@@ -16,7 +16,6 @@ import dance
 from dance.exchange import SimulatedExchange
 from dance.gan import AcganConfig, FlganConfig, GossipganConfig, RunConfig
 from dance.gan.acgan.low_rank import LowRankAverage
-from dance.gan.acgan.skew import SIZE
 from dance.gan.acgan.wires import wires
 from dance.gan.config import image_block
 from dance.gan.engine import build
@@ -68,7 +67,6 @@ def rows() -> list[tuple[str, RunConfig, dict[str, tuple[str, int]]]]:
     delta = {
         "delta": ("R/H 2 N P(w + theta)", sync * 2 * N * packet("sign", w + theta)),
         "moment": ("R/H 2 N P(tensors)", sync * 2 * N * packet("none", tensors)),
-        "sketch": ("R/H N P(256)", sync * N * packet("none", SIZE)),
     }
     return [
         (
@@ -122,7 +120,6 @@ def rows() -> list[tuple[str, RunConfig, dict[str, tuple[str, int]]]]:
 
 def table() -> list[str]:
     """The lines of the table in docs/algorithms.md; AssertionError where a formula is not what was sent."""
-    torch.set_num_threads(1)
     parts = [torch.rand((EPOCH * B, *SHAPE)) * 2 - 1 for _ in range(N)]
     out = [
         "| algorithm | message | packets | formula = counted | a D-Node's, sent + received, a round |",
@@ -143,4 +140,5 @@ def table() -> list[str]:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     print("\n".join(table()))

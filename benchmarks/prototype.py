@@ -7,8 +7,9 @@ Each node is a process in a network namespace of its own behind a link of that r
 needs root). Processes of one machine share its cores, real nodes would not; so compute is taken out: the
 network part is the time of a run on the links minus that of the same run over loopback, and it is compared
 with the simulator's clock on the same links, on which computing takes no time. A trace begins with the first
-round and goes on while nodes compute; there the simulator computes as long as the run over loopback did,
-which is taken off again. Real and simulated runs have equal bits, hence equal FIDs by rounds. "s to FID" is
+round and goes on while nodes compute and one evaluates; there the simulator computes as long as the run over
+loopback did, which is taken off again, but evaluations take it no time: have few (--growth), of few images
+(--evaluate-images). Real and simulated runs have equal bits, hence equal FIDs by rounds. "s to FID" is
 of the real run, with this machine's compute; its prediction is the simulator's time plus that of the run over
 loopback until the same evaluation.
 """
@@ -66,7 +67,7 @@ class Config:
     growth: float = 1.25
     """Evaluations are at rounds that grow by this factor."""
     evaluate_images: int = 10_000
-    """Images of an evaluation. A trace goes on meanwhile, so that few make for a good prediction."""
+    """Images of an evaluation."""
     json: Path | None = None
     """Where to write the figures."""
 
@@ -129,10 +130,14 @@ def measure(config: Config, place: Path, rows: list[Row]) -> None:
             real = _real(config, method, link, place)
             alone = loopback[method]
             # A trace goes on while nodes compute; links that stay as they are do not mind when.
-            computed_s = alone[-1]["wall_s"] if parse_link(link).trace is not None else 0.0
-            simulated = _simulated(config, method, link, place, computed_s)
+            compute_ms, computed = 0.0, [0.0] * len(alone)
+            if parse_link(link).trace is not None:
+                unit = [line["virtual_s"] for line in _simulated(config, method, None, place, 1.0)]
+                compute_ms = alone[-1]["wall_s"] / unit[-1]
+                computed = [compute_ms * seconds for seconds in unit]
+            simulated = _simulated(config, method, link, place, compute_ms)
             check_equal(real, simulated)
-            network = [line["virtual_s"] - computed_s * line["round"] / config.rounds for line in simulated]
+            network = [line["virtual_s"] - s for line, s in zip(simulated, computed, strict=True)]
             predicted = [
                 {"fid": line["fid"], "wall_s": seconds + line["wall_s"]}
                 for seconds, line in zip(network, alone, strict=True)
@@ -244,12 +249,12 @@ def _real(config: Config, method: str, link: str, place: Path) -> list[dict[str,
 
 
 def _simulated(
-    config: Config, method: str, link: str, place: Path, computed_s: float
+    config: Config, method: str, link: str | None, place: Path, compute_ms: float
 ) -> list[dict[str, Any]]:
-    """The same run in this process, on a clock on which computing takes `computed_s` in all."""
+    """The same run in this process, on a clock on which a node's computing of a round takes `compute_ms`."""
     out = place / "simulated"
     shutil.rmtree(out, ignore_errors=True)
-    compute = f"{1e3 * computed_s / config.rounds:.6g}ms"
+    compute = f"{compute_ms:.6g}ms"
     wanted = dataclasses.replace(_run_config(config, method, out), simulate=True, links=link, compute=compute)
     with contextlib.redirect_stdout(sys.stderr):
         run(wanted)

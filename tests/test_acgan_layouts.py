@@ -16,6 +16,7 @@ import dance
 from dance.bandwidth import parse_links
 from dance.exchange import SimulatedExchange
 from dance.gan.acgan import Adaptive, DataParallel, ModelParallel, acgan
+from dance.gan.acgan.adaptive import decides_after
 from dance.gan.acgan.average import FeedbackAverage
 from dance.gan.acgan.skew import SIZE
 from dance.gan.acgan.wires import wires
@@ -153,8 +154,7 @@ def test_data_parallel_workers_send_nothing_but_at_exchanges() -> None:
     numel = nodes.generators[1].net.theta.numel() + nodes.discriminators[1].net.theta.numel()
     assert counts.of(kind="delta").sent_bytes == 2 * 2 * 3 * dance.codec("sign").packet_nbytes(numel)
     assert counts.of(kind="moment").sent_bytes == 2 * 2 * 3 * dance.codec("none").packet_nbytes(6)
-    assert counts.of(kind="sketch").sent_bytes == 2 * 3 * dance.codec("none").packet_nbytes(SIZE)
-    assert set(counts.kinds) == {"delta", "moment", "sketch"}
+    assert set(counts.kinds) == {"delta", "moment"}
 
 
 def test_gossiping_generators_need_no_hub_and_come_together() -> None:
@@ -175,7 +175,7 @@ def test_gossiping_generators_need_no_hub_and_come_together() -> None:
 
 
 def test_a_switch_goes_on_from_the_reference_that_all_hold() -> None:
-    settings = AcganConfig(sync_period=4, switch_above=0.0, switch_after=8, aggregation="parameters")
+    settings = AcganConfig(sync_period=2, switch_above=0.0, switch_after=8, aggregation="parameters")
     before = data_parallel(replace(TINY, acgan=settings), rounds=8)
     nodes = adaptive(replace(TINY, acgan=settings), rounds=8)
     assert nodes.switched == 8
@@ -196,15 +196,16 @@ def test_a_switch_goes_on_from_the_reference_that_all_hold() -> None:
         own = before.discriminators[node].solver.state_dict()
         assert all(torch.equal(tensor, own[name]) for name, tensor in d.solver.state_dict().items())
     counts, first = nodes.exchange.counts, before.wires.exchange.counts
-    # The switch itself: a byte each way and node, not before it is due.
-    assert counts.of().sent_bytes == first.of().sent_bytes + 2 * 3
+    # Beyond the exchanges: the sketches, and the switch itself, a byte each way and node when it is due.
+    more = counts.of(kind="sketch").sent_bytes + 2 * 3
+    assert counts.of().sent_bytes == first.of().sent_bytes + more
     nodes.round(8)
     assert counts.of(kind="image").sent_bytes > 0
 
 
 @pytest.mark.parametrize("solver", [None, "adam", "block-adam"])
 def test_after_a_switch_to_averaged_gradients_all_discriminators_stay_one(solver: str | None) -> None:
-    settings = AcganConfig(sync_period=4, switch_above=0.0, switch_after=8)  # low-rank by default
+    settings = AcganConfig(sync_period=2, switch_above=0.0, switch_after=8)  # low-rank by default
     config = replace(TINY, d_optimizer=solver, acgan=settings)  # type: ignore[arg-type]
     before = data_parallel(replace(config, acgan=replace(settings, aggregation=None)), rounds=8)
     nodes = adaptive(config, rounds=8)
@@ -232,15 +233,38 @@ def test_a_worker_alone_disagrees_with_nobody_and_never_switches() -> None:
 def test_without_skew_or_before_its_time_nothing_switches() -> None:
     patient = AcganConfig(sync_period=2, switch_above=0.0, switch_after=14)
     tolerant = AcganConfig(sync_period=2, switch_above=1e9, switch_after=0)
-    for settings, decisions in ((patient, 0), (tolerant, 1)):
+    for settings, judged in ((patient, 0), (tolerant, 1)):
         nodes = adaptive(replace(TINY, acgan=settings), rounds=12)
-        # Asked once, a byte each way and node.
-        assert nodes.exchange.counts.of(kind="control").sent_bytes == decisions * 2 * 3
         assert isinstance(nodes.layout, DataParallel)
         assert nodes.measured()["switched"] is None
         assert nodes.measured()["skew"] >= 1.0
+        counts = nodes.exchange.counts
+        # Asked once, a byte each way and node; measured until then.
+        assert counts.of(kind="control").sent_bytes == judged * 2 * 3
+        sketches = (3 if judged else 6) * 3
+        assert counts.of(kind="sketch").sent_bytes == sketches * dance.codec("none").packet_nbytes(SIZE)
         alone = data_parallel(replace(TINY, acgan=settings), rounds=12)
         assert torch.equal(nodes.layout.evaluated.net.theta, alone.evaluated.net.theta)
+
+
+@pytest.mark.parametrize(
+    ("period", "after", "expected"), [(4, 5, 12), (4, 13, 16), (4, 16, 16), (200, 800, 800), (1000, 0, 3000)]
+)
+def test_the_layout_decides_at_the_first_exchange_when_two_count(
+    period: int, after: int, expected: int
+) -> None:
+    assert decides_after(AcganConfig(sync_period=period, switch_after=after)) == expected
+    if expected < 20:
+        settings = AcganConfig(sync_period=period, switch_after=after, switch_above=0.0)
+        assert adaptive(replace(TINY, acgan=settings), rounds=20).switched == expected
+
+
+def test_a_run_that_ends_before_the_layout_decides_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
+    adaptive(replace(TINY, rounds=800))
+    assert "decides after 800 rounds" in caplog.text
+    caplog.clear()
+    adaptive(replace(TINY, rounds=801))
+    assert not caplog.text
 
 
 # ---- model parallel ----------------------------------------------------------------------------------------
@@ -328,7 +352,7 @@ def test_averaged_gradients_of_unlike_quadratics_reach_the_mean_of_their_centres
     assert float((x - centres.mean(0)).norm() / centres.mean(0).norm()) < 0.02
 
 
-@pytest.mark.parametrize(("links", "codec"), [("1gbit", "none"), ("50kbit", "int4:block=256")])
+@pytest.mark.parametrize(("links", "codec"), [("1gbit", "none"), ("50kbit", "sign:block=256")])
 def test_auto_chooses_the_codec_of_exchanged_models(links: str, codec: str) -> None:
     config = replace(
         TINY, layout="data-parallel", codec="auto", links=links, acgan=AcganConfig(sync_period=2)

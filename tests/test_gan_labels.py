@@ -110,7 +110,7 @@ def test_a_conditional_step_is_that_of_autograd() -> None:
         assert bool(torch.isfinite(d.net.gradient).all())
 
 
-# After its first round, whatever it measures.
+# After its third round, whatever it measures.
 SWITCHING = AcganConfig(sync_period=1, switch_above=0.0, switch_after=0)
 
 

@@ -4,7 +4,7 @@
     python benchmarks/studies/skew.py digits 4    only some runs: one data set, one number of nodes
     python benchmarks/studies/skew.py table       the runs that are done, and nothing else
 
-Phase 1 alone, 800 rounds with an exchange every 200, on iid and on skewed data. Writes
+Phase 1 alone until it decides, settings as by default, on iid and on skewed data. Writes
 benchmarks/results/skew.json and prints the table of docs/results.md.
 """
 
@@ -23,16 +23,22 @@ from dance.data import load
 from dance.exchange import SimulatedExchange
 from dance.gan import AcganConfig, RunConfig
 from dance.gan.acgan import DataParallel
-from dance.gan.acgan.adaptive import WINDOW
-from dance.gan.acgan.skew import disagreement
+from dance.gan.acgan.adaptive import WINDOW, decides_after
+from dance.gan.acgan.skew import SIZE, disagreement
 from dance.gan.parts import parts_of
 
 SEEDS = (0, 1)
 # Four nodes of two classes each cannot hold ten classes.
 PARTITIONS = {4: ("iid", "dirichlet:0.2", "classes:3"), 8: ("iid", "dirichlet:0.2", "classes:2")}
 DATA = ("digits", "fashion-mnist")
-# The first exchanges, in which all models change quickly, say little: the mean is of the last WINDOW.
-ROUNDS, PERIOD = 800, 200
+SETTINGS = AcganConfig()
+# What a figure depends on: runs with others are done anew.
+MADE_WITH: dict[str, Any] = {
+    "rounds": decides_after(SETTINGS),
+    "period": SETTINGS.sync_period,
+    "codec": SETTINGS.sync_codec,
+    "sketch": SIZE,
+}
 RUNS = Path("runs/studies/skew")
 RESULTS = Path(__file__).parents[1] / "results" / "skew.json"
 
@@ -44,7 +50,7 @@ def file_of(data: str, nodes: int, partition: str, seed: int) -> Path:
 def one(data: str, nodes: int, partition: str, seed: int) -> dict[str, Any]:
     """The skew at every exchange of one run."""
     file = file_of(data, nodes, partition, seed)
-    if not file.exists():
+    if not is_done((data, nodes, partition, seed)):
         config = RunConfig(
             layout="data-parallel",
             data=data,
@@ -52,15 +58,18 @@ def one(data: str, nodes: int, partition: str, seed: int) -> dict[str, Any]:
             d_nodes=nodes,
             seed=seed,
             simulate=True,
-            acgan=AcganConfig(sync_period=PERIOD),
         )
         workers = DataParallel(config, SimulatedExchange(config.num_nodes), parts_of(config, load(data)))
+        assert workers.delta is not None
+        average = workers.delta.average
+        average.measures = True
         skews = []
-        for round_index in range(ROUNDS):
+        for round_index in range(MADE_WITH["rounds"]):
             workers.round(round_index)
             if workers.exchanges(round_index):
-                skews.append(workers.measured()["skew"])
-        row = {"data": data, "nodes": nodes, "partition": partition, "seed": seed, "skews": skews}
+                skews.append(average.skew)
+        case = {"data": data, "nodes": nodes, "partition": partition, "seed": seed}
+        row = case | {"made_with": MADE_WITH, "skews": skews}
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(row))
     row = json.loads(file.read_text())
@@ -69,16 +78,17 @@ def one(data: str, nodes: int, partition: str, seed: int) -> dict[str, Any]:
 
 
 def is_done(case: tuple[str, int, str, int]) -> bool:
-    return file_of(*case).exists()
+    file = file_of(*case)
+    return file.exists() and json.loads(file.read_text()).get("made_with") == MADE_WITH
 
 
 def restore(rows: list[dict[str, Any]]) -> None:
     """Puts the runs that the results have where this script looks for those that are done."""
     for row in rows:
         file = file_of(row["data"], row["nodes"], row["partition"], row["seed"])
-        if not file.exists():
+        if not file.exists() and "made_with" in row:
             file.parent.mkdir(parents=True, exist_ok=True)
-            kept = ("data", "nodes", "partition", "seed", "skews")
+            kept = ("data", "nodes", "partition", "seed", "made_with", "skews")
             file.write_text(json.dumps({name: row[name] for name in kept}))
 
 

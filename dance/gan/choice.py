@@ -16,14 +16,16 @@ from dance.policy import Auto, Send
 POINT = 2
 # By kind of message, least lossy first; `image` stands for the block of one scale an image. Images bear no
 # sign; gossip through a hub bears no 1 % top-k (it ends in NaN); a model that takes another's place, or half
-# of it, bears nothing coarser than int8, and a difference with error feedback bears int4.
+# of it, bears nothing coarser than int8; with error feedback a gradient bears int4 and a model's difference
+# sign.
 _MODEL = ("none", "fp16", "int8")
 _CANDIDATES = {
     "image": (*_MODEL, "int4"),
     "point": _MODEL,
     "feedback": ("none", "fp16", "int8", "sign:block=image"),
     "gossip": ("none", "fp16", "int8", "sign"),
-    **dict.fromkeys(("delta", "step", "g-gossip", "d-gradient", "g-gradient"), (*_MODEL, "int4")),
+    **dict.fromkeys(("delta", "step", "g-gossip"), (*_MODEL, "int4", "sign")),
+    **dict.fromkeys(("d-gradient", "g-gradient"), (*_MODEL, "int4")),
 }
 
 

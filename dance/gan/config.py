@@ -64,7 +64,7 @@ class RunConfig:
     """Generator nodes (more than one: ac-gan, model parallel; the first is the one that is evaluated)."""
     layout: Layout = "adaptive"
     """Where G and D live (ac-gan): model-parallel (on different nodes), data-parallel (both at every worker)
-    or adaptive (data parallel until an exchange measures skewed data, model parallel from then on)."""
+    or adaptive (data parallel; after acgan.switch_after rounds model parallel, if the data proved skewed)."""
     topology: str = "hub"
     """Who gossips with whom: hub (relayed by G-Node 0), or D-Nodes in a ring, complete or other graph."""
     rounds: int = 2000

@@ -12,6 +12,7 @@ hold the same reference, and G-Nodes and D-Nodes go on from it, with a fresh Ada
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,34 +43,36 @@ class Adaptive:
         self.exchange = exchange
         self.parts = parts
         self.layout: DataParallel | ModelParallel = DataParallel(config, exchange, parts)
+        self.decides_after = decides_after(config.acgan)
         if HUB in exchange.nodes:
             _warn_of_idle_settings(config)
         self.skews: list[float] = []
         self.switched: int | None = None
 
     def round(self, round_index: int) -> None:
-        layout = self.layout
+        layout, done = self.layout, round_index + 1
+        asks = isinstance(layout, DataParallel) and done <= self.decides_after
+        if isinstance(layout, DataParallel):
+            assert layout.delta is not None
+            layout.delta.average.measures = asks
         layout.round(round_index)
-        if isinstance(layout, DataParallel) and layout.exchanges(round_index):
+        if asks and isinstance(layout, DataParallel) and layout.exchanges(round_index):
             assert layout.delta is not None
             if layout.delta.average.skew is not None:  # here is the hub
                 self.skews = [*self.skews, layout.delta.average.skew][-WINDOW:]
             # One byte each way, as all nodes must agree.
-            if self._decides(round_index) and self.exchange.any(self._wants_to_switch()):
+            if done == self.decides_after and self.exchange.any(self._wants_to_switch()):
                 self._switch(layout)
-                self.switched = round_index + 1
-
-    def _decides(self, round_index: int) -> bool:
-        """At the first exchange after enough rounds, and no other: late in a run nothing shared moves."""
-        first = max(1, self.config.acgan.switch_after)
-        return round_index + 1 - self.config.acgan.sync_period < first <= round_index + 1
+                self.switched = done
 
     def _wants_to_switch(self) -> bool:
         """Asked of the hub; elsewhere no."""
-        if not self.skews:
-            return False
-        skew = sum(self.skews) / len(self.skews)
-        return disagreement(skew, self.config.d_nodes) > self.config.acgan.switch_above
+        skew = self._skew()
+        return skew is not None and disagreement(skew, self.config.d_nodes) > self.config.acgan.switch_above
+
+    def _skew(self) -> float | None:
+        """The mean of the last measurements, at the hub."""
+        return sum(self.skews) / len(self.skews) if self.skews else None
 
     def _switch(self, layout: DataParallel) -> None:
         """theta_i, its public copy and the hub's all begin as the reference, which all nodes hold."""
@@ -88,8 +91,8 @@ class Adaptive:
         self.layout = ModelParallel(self.config, self.exchange, self.parts, nodes=nodes, ways=layout.wires)
 
     def measured(self) -> dict[str, Any]:
-        """What the report adds: the hub's last measurement, and the round after which the run switched."""
-        return {"skew": self.skews[-1] if self.skews else None, "switched": self.switched}
+        """What the report adds: the skew that is or was judged, and after which round the run switched."""
+        return {"skew": self._skew(), "switched": self.switched}
 
     def sample(self, num_images: int, *, raw: bool = False) -> Tensor:
         return self.layout.sample(num_images, raw=raw)
@@ -112,9 +115,23 @@ class Adaptive:
         self.layout.restore(node, tensors, meta["layout"])
 
 
+def decides_after(settings: AcganConfig) -> int:
+    """Rounds until the run decides, at an exchange; the first, of models that know little, is not judged."""
+    exchanges = max(math.ceil(settings.switch_after / settings.sync_period), 1 + WINDOW)
+    return exchanges * settings.sync_period
+
+
 def _warn_of_idle_settings(config: RunConfig) -> None:
-    """Some settings say how G-Nodes and D-Nodes talk, and a run that never switches has no use for them."""
+    """A run may end before it decides, and one that never switches has no use for some settings."""
     settings, default = config.acgan, AcganConfig()
+    if config.d_nodes > 1 and config.rounds <= decides_after(settings):
+        _LOG.warning(
+            "ac-gan: the adaptive layout decides after %d rounds whether it goes model parallel, and this "
+            "run has %d; take more --rounds, a smaller --acgan.switch-after and --acgan.sync-period, or "
+            "--layout model-parallel where the nodes' data are unlike",
+            decides_after(settings),
+            config.rounds,
+        )
     names = ("order", "attachment", "fake_batch_size", "feedback_weights")
     late = [name for name in names if getattr(settings, name) != getattr(default, name)]
     flags = [f"--acgan.{name.replace('_', '-')}" for name in late]

@@ -42,8 +42,8 @@ class FeedbackAverage:
 
     `num_moments` second moments travel along, uncompressed (0: none). `every`: rounds from one to the next.
     Without `feedback` what a codec could not send is lost here, and `sent` has what each worker did send.
-    skew: at the hub, if it `measures`, how far the last average's vectors differed, for which workers add
-    a sketch of them (dance.gan.acgan.skew).
+    While `measures` is set, equally at all nodes, workers add a sketch of their vectors, from which the hub
+    knows the `skew` of the last average (dance.gan.acgan.skew).
     """
 
     def __init__(
@@ -56,7 +56,6 @@ class FeedbackAverage:
         num_moments: int = 0,
         every: int = 1,
         feedback: bool = True,
-        measures: bool = False,
     ) -> None:
         self.wires = wires
         self.numel = numel
@@ -64,13 +63,13 @@ class FeedbackAverage:
         self.num_moments = num_moments
         self.every = every
         self.followers = list(followers)
-        self.measures = measures
         self.residuals = {
             node: torch.zeros(numel)
             for node in wires.here
             if feedback and (node == HUB or node in wires.d_ids)
         }
         self.sent: dict[int, Tensor] = {}
+        self.measures = False
         self.skew: float | None = None
 
     def mean(
@@ -82,7 +81,7 @@ class FeedbackAverage:
         average of this kind has. None where neither the hub lives nor a worker or follower.
         """
         ids, post = self.wires.d_ids, self.wires.post
-        sketcher = self._sketcher(turn) if vectors else None
+        sketcher: Sketcher | None = None
         outbox: list[Message] = []
         for node, vector in vectors.items():
             with post.computing(node):
@@ -91,7 +90,8 @@ class FeedbackAverage:
                 if moments is not None and self.num_moments:
                     packet = post.packet(moments[node], NONE, node, MOMENT, turn)
                     outbox.append(Message(source=node, target=HUB, kind=MOMENT, packet=packet))
-                if sketcher is not None:
+                if self.measures:
+                    sketcher = sketcher or self._sketcher(turn)
                     packet = post.packet(sketcher(vector), NONE, node, SKETCH, turn)
                     outbox.append(Message(source=node, target=HUB, kind=SKETCH, packet=packet))
         here = HUB in self.wires.here
@@ -116,13 +116,11 @@ class FeedbackAverage:
 
     def state(self, node: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {"residual": self.residuals[node]} if node in self.residuals else {}
-        return tensors, {"skew": self.skew} if node == HUB else {}
+        return tensors, {}
 
     def restore(self, node: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         if node in self.residuals:
             self.residuals[node].copy_(tensors["residual"])
-        if node == HUB:
-            self.skew = meta["skew"]
 
     def _packet(self, node: int, vector: Tensor, turn: int, peers: Sequence[int]) -> Packet:
         codec = self.wires.choices[node].codec(self.kind, self.numel, turn, peers, every=self.every)
@@ -148,11 +146,9 @@ class FeedbackAverage:
             self.skew = skew([content(message.packet) for message in arrived if message.kind == SKETCH])
         return packets
 
-    def _sketcher(self, turn: int) -> Sketcher | None:
-        """The signs of this turn, equal at all nodes."""
-        if not self.measures:
-            return None
-        return Sketcher(self.numel, derive_seed(self.wires.post.seed, turn, HUB, SKETCH, "signs"))
+    def _sketcher(self, turn: int) -> Sketcher:
+        """This turn's, equal at all nodes."""
+        return Sketcher(self.numel, derive_seed(self.wires.post.seed, turn, HUB, SKETCH, "draw"))
 
     def _deliver(
         self, outbox: Sequence[Message], edges: Sequence[tuple[int, int]], turn: int

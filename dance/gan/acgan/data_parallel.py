@@ -106,10 +106,6 @@ class DataParallel:
         """Whether models, or their gossip, travel at the end of this round."""
         return (round_index + 1) % self.period == 0
 
-    def measured(self) -> dict[str, Any]:
-        """What the report adds: how far workers disagreed at the last exchange, where the hub averages."""
-        return {} if self.delta is None else {"skew": self.delta.average.skew}
-
     def _step_together(self, average: FeedbackAverage, round_index: int) -> None:
         """One step of all generators, the server's among them, along the mean of their gradients."""
         gradients = {node: g.net.gradient for node, g in self.generators.items()}

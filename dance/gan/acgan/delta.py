@@ -38,7 +38,6 @@ class Delta:
             followers=wires.g_ids[1:],
             num_moments=len(discriminator.sizes) if team.shares_moments else 0,
             every=every,
-            measures=True,
         )
 
     @property
