@@ -68,7 +68,7 @@ class AcganConfig:
     """Data parallel and adaptive: rounds between two exchanges of models."""
     sync_codec: str = "sign"
     """Data parallel and adaptive: codec of exchanged models, or auto."""
-    switch_above: float = 2.6
+    switch_above: float = 2.9
     """Adaptive layout: go model parallel where workers' changes differ by so many times what they share."""
     switch_after: int = 800
     """Adaptive layout: the first exchange after so many rounds decides whether the run switches."""
@@ -94,7 +94,7 @@ class AcganConfig:
         if self.step_size is not None and not 0 < self.step_size <= 1:
             raise ValueError(f"acgan.step_size: {self.step_size} must be in (0, 1], for example 0.5")
         if not self.switch_above >= 0:
-            raise ValueError(f"acgan.switch_above: {self.switch_above} must be 0 or more, for example 2.6")
+            raise ValueError(f"acgan.switch_above: {self.switch_above} must be 0 or more, for example 2.9")
         at_least("acgan.switch_after", self.switch_after, 0)
 
     @property
