@@ -36,8 +36,6 @@ class Setting:
     rounds: int = 2500
     rates: tuple[float, ...] = RATES
     parts: bool = True  # also the pieces of our recipe, and rivals with our codecs
-    marks: tuple[float, ...] = MARKS  # evaluated at so many MB a D-Node
-    growth: float = 1.5  # and at rounds that grow by this factor
 
     def wanted(self, results: Results) -> list[Wanted]:
         """All that can be said now, the most important first."""
@@ -85,7 +83,7 @@ class Setting:
         }
         common |= self._length(name, group)
         if name == ADAPTIVE or (name == FL and codecs == OURS):
-            common["evaluate_megabytes"] = [*FEW, *self.marks]
+            common["evaluate_megabytes"] = [*FEW, *MARKS]
         label = name if rate is None else _label(name, rate)
         return Wanted(
             group=group,
@@ -107,8 +105,8 @@ class Setting:
             rounds, limit = round((2.3 if group == EVEN else 1.5) * self.rounds), 31.0
         if name == LOW:
             rounds = round(1.6 * self.rounds)
-        values: dict[str, Any] = {"rounds": rounds, "evaluate_at": list(growing(rounds, growth=self.growth))}
-        values["evaluate_megabytes"] = list(self.marks)
+        values: dict[str, Any] = {"rounds": rounds, "evaluate_at": list(growing(rounds, growth=1.5))}
+        values["evaluate_megabytes"] = list(MARKS)
         return values | ({"megabytes": limit} if limit else {})
 
 
@@ -162,7 +160,7 @@ def tables(setting: Setting, results: Results) -> str:
         parts += [f"#### {group}: at the end", finals(results, group, labels)]
         parts += [
             f"#### {group}: FID of the raw generator for so many MB a D-Node",
-            at_bytes(results, group, labels, [*FEW, *setting.marks]),
+            at_bytes(results, group, labels, [*FEW, *MARKS]),
         ]
         names = _names(setting, results, group)
         rivals = [names.md, names.fl, *(f"{rival}, {OURS}" for rival in (names.md, names.fl))]
@@ -226,14 +224,12 @@ CONVOLUTIONAL = Setting(
     rates=(1e-3,),
     parts=False,
 )
-CIFAR_CUT = "Reduced for a CPU: 4 nodes, the MLP, 1,500 rounds, one seed, learning rates not swept."
+CIFAR_CUT = "Reduced for a CPU: 4 nodes, the MLP, 1,000 rounds, one seed, learning rates not swept."
 CIFAR = Setting(
     common={"data": "cifar10", "d_nodes": 4},
     groups=("classes:5",),
     seeds=(0,),
-    rounds=1500,
+    rounds=1000,
     rates=(1e-3,),
     parts=False,
-    marks=(10.0, 20.0, 60.0),
-    growth=2.5,
 )
