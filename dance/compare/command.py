@@ -26,7 +26,7 @@ The budget is --rounds, or --megabytes a D-Node may send and receive, or --virtu
 --links: with one of the last two, rounds are limited only if you give them too.
 
 examples:
-  dance compare --simulate --rounds 500
+  dance compare --simulate --rounds 1500
   dance compare --simulate --methods ac-gan md-gan "fl-gan:flgan.epochs=2" --seeds 0 1 2 --jobs 2
   dance compare --simulate --methods "ac-gan:gossip_codec=int4,label=AC-GAN int4" ac-gan --megabytes 30
   dance compare --simulate --links 10mbit,5ms --virtual-seconds 600 --partition classes:2
