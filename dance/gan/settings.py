@@ -71,7 +71,8 @@ class AcganConfig:
     switch_above: float = 2.9
     """Adaptive layout: go model parallel where workers' changes differ by so many times what they share."""
     switch_after: int = 800
-    """Adaptive layout: the first exchange after so many rounds decides whether the run switches."""
+    """Adaptive layout: the first exchange after so many rounds, at the earliest the third, decides whether
+    the run switches."""
 
     def validate(self) -> None:
         """Raises ValueError naming value and remedy."""
