@@ -2,7 +2,7 @@
 
 Per byte the data parallel layout is the better one while it teaches all that the workers' models have in
 common; under skewed data it then stops at a poor average, where the model parallel one goes on. So the hub
-measures at every exchange how far the workers disagree (dance.gan.acgan.skew, 1 kB a worker), and decides
+measures at every exchange how far the workers disagree (dance.gan.acgan.skew, 4 kB a worker), and decides
 once, after enough rounds: the run switches if the mean of the last measurements is above a threshold that was
 found by experiment (docs/results.md). It is not asked again, for in the end workers move by noise alone and
 disagree whatever their data. A switch sends nothing but one byte a node and way: after an exchange all nodes
@@ -51,19 +51,21 @@ class Adaptive:
 
     def round(self, round_index: int) -> None:
         layout, done = self.layout, round_index + 1
-        asks = isinstance(layout, DataParallel) and done <= self.decides_after
-        if isinstance(layout, DataParallel):
-            assert layout.delta is not None
-            layout.delta.average.measures = asks
+        if not isinstance(layout, DataParallel):
+            layout.round(round_index)
+            return
+        assert layout.delta is not None
+        average = layout.delta.average
+        average.measures = done <= self.decides_after
         layout.round(round_index)
-        if asks and isinstance(layout, DataParallel) and layout.exchanges(round_index):
-            assert layout.delta is not None
-            if layout.delta.average.skew is not None:  # here is the hub
-                self.skews = [*self.skews, layout.delta.average.skew][-WINDOW:]
-            # One byte each way, as all nodes must agree.
-            if done == self.decides_after and self.exchange.any(self._wants_to_switch()):
-                self._switch(layout)
-                self.switched = done
+        if not average.measures or not layout.exchanges(round_index):
+            return
+        if average.skew is not None:  # here is the hub
+            self.skews = [*self.skews, average.skew][-WINDOW:]
+        # One byte each way, as all nodes must agree.
+        if done == self.decides_after and self.exchange.any(self._wants_to_switch()):
+            self._switch(layout)
+            self.switched = done
 
     def _wants_to_switch(self) -> bool:
         """Asked of the hub; elsewhere no."""
