@@ -4,7 +4,8 @@
 
 for each recipe of dance.gan.rounds, mean rate and deviation: rounds through a hub are played over a seeded
 synthetic trace (dance.bandwidth.cellular), as Oboe plays video (Akhtar et al., SIGCOMM 2018). Computing and
-codecs are timed here. All links have the row's rate, the hub's too: it carries the messages of all D-Nodes.
+codecs are timed here. All links have the rate of the row, unless that of the hub is given: it carries the
+messages of all D-Nodes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dance.data import load
 from dance.gan.config import RunConfig, validate
 from dance.gan.messages import resolve
 from dance.gan.nodes import Batches, build_discriminator, build_generator
-from dance.gan.recipes import Recipe, RecipeTable
+from dance.gan.recipes import KINDS, Recipe, RecipeTable
 from dance.gan.rounds import ROUNDS
 
 _STARTS = 20  # places on a trace, at equal distances, at which rounds are played
@@ -42,6 +43,8 @@ class CalibrateGanConfig:
     """Mean rates of the links in Mbit/s."""
     deviation: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0)
     """Standard deviations of the rate, as shares of the mean."""
+    hub_mbps: float | None = None
+    """Rate of the G-Node's own link, which carries the messages of all D-Nodes; None: that of the others."""
     latency_ms: float = 5.0
     """Time of a message without bytes, in milliseconds."""
     compute_ms: float | None = None
@@ -58,6 +61,23 @@ class Load:
     code_s: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fixed:
+    """What is the same for all recipes; `hub_mbps` None: the trace is also that of the hub's link."""
+
+    compute_s: float
+    latency_s: float
+    d_nodes: int
+    hub_mbps: float | None = None
+
+    def arrival_s(self, start_s: float, num_bytes: int, trace: Trace) -> float:
+        """Returns when all D-Nodes' messages of so many bytes have passed."""
+        if self.hub_mbps is None:
+            return trace.finish_s(start_s, self.d_nodes * num_bytes) + self.latency_s
+        hub_s = start_s + self.d_nodes * num_bytes * 8e-6 / self.hub_mbps
+        return max(trace.finish_s(start_s, num_bytes), hub_s) + self.latency_s
+
+
 def calibrate_gan(
     config: CalibrateGanConfig, on_step: Callable[[str, int, int], None] | None = None
 ) -> RecipeTable:
@@ -70,6 +90,8 @@ def calibrate_gan(
         raise ValueError(f"calibrate: --mbps: expected rates above 0, got {list(config.mbps)}")
     if not deviations or not all(0.0 <= each <= 3.0 for each in deviations):
         raise ValueError(f"calibrate: --deviation: expected shares in [0, 3], got {list(config.deviation)}")
+    if config.hub_mbps is not None and not 0.0 < config.hub_mbps < float("inf"):
+        raise ValueError(f"calibrate: --hub-mbps: expected a rate above 0, got {config.hub_mbps}")
     for name in ("latency_ms", "compute_ms"):
         value = getattr(config, name)
         if value is not None and not 0.0 <= value < float("inf"):
@@ -98,7 +120,12 @@ def calibrate_gan(
         for j, deviation in enumerate(deviations):
             trace = trace_of(rate, deviation, run.seed)
             for r, recipe in enumerate(recipes):
-                fixed = (compute_s, config.latency_ms / 1e3, run.d_nodes)
+                fixed = Fixed(
+                    compute_s=compute_s,
+                    latency_s=config.latency_ms / 1e3,
+                    d_nodes=run.d_nodes,
+                    hub_mbps=config.hub_mbps,
+                )
                 seconds[i, j, r] = ROUNDS[recipe] * played_s(recipe.period, loads[r], fixed, trace)
     step("done", total)
     about = {
@@ -108,6 +135,7 @@ def calibrate_gan(
         "d_nodes": run.d_nodes,
         "batch_size": run.batch_size,
         "discriminator": theta_numel,
+        "hub_mbps": config.hub_mbps,
         "latency_ms": config.latency_ms,
         "compute_ms": round(1e3 * compute_s, 3),
         "seconds": "to the target, in units of rounds of uncompressed messages",
@@ -115,9 +143,8 @@ def calibrate_gan(
     return RecipeTable(mbps=rates, deviations=deviations, recipes=recipes, seconds=seconds, about=about)
 
 
-def played_s(period: int, loads: dict[str, Load], fixed: tuple[float, float, int], trace: Trace) -> float:
-    """Returns the mean seconds of a round over ``trace``; ``fixed``: computing, latency, D-Nodes."""
-    compute_s, latency_s, d_nodes = fixed
+def played_s(period: int, loads: dict[str, Load], fixed: Fixed, trace: Trace) -> float:
+    """Returns the mean seconds of a round over ``trace``."""
     starts = (
         np.linspace(0.0, trace.period_s, _STARTS, endpoint=False).tolist() if len(trace.mbps) > 1 else [0.0]
     )
@@ -125,10 +152,10 @@ def played_s(period: int, loads: dict[str, Load], fixed: tuple[float, float, int
     for start_s in starts:
         at_s = start_s
         for r in range(period):
-            at_s += compute_s
+            at_s += fixed.compute_s
             gossips = ("gossip", "gossip") if r == period - 1 else ()
             for kind in ("image", *gossips, "feedback"):
-                at_s = trace.finish_s(at_s, d_nodes * loads[kind].num_bytes) + latency_s + loads[kind].code_s
+                at_s = fixed.arrival_s(at_s, loads[kind].num_bytes, trace) + loads[kind].code_s
         total_s += (at_s - start_s) / period
     return total_s / len(starts)
 
@@ -136,7 +163,7 @@ def played_s(period: int, loads: dict[str, Load], fixed: tuple[float, float, int
 def _loads(recipe: Recipe, run: RunConfig, shape: tuple[int, ...], theta_numel: int) -> dict[str, Load]:
     image_numel = int(np.prod(shape))
     loads = {}
-    for kind in ("gossip", "image", "feedback"):
+    for kind in KINDS:
         codec = resolve(getattr(recipe, kind), image_numel)
         numel = theta_numel if kind == "gossip" else run.batch_size * image_numel
         speed = measure_speed(codec, feedback=kind == "gossip", numel=numel)

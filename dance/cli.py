@@ -238,7 +238,8 @@ def _calibrate_gan(arguments: list[str]) -> int:
     description = """Time a training round and the codecs on this machine and compute which recipe for a GAN's
 messages (codecs, gossip period) reaches the target first, by mean rate of the links and deviation of that
 rate. The file is a map for `dance train --gossip-codec auto --table FILE`, which looks the links up that it
-measures while training. Other flags are those of `dance train`: data, networks, number of D-Nodes.
+measures while training; without a table it forecasts. Other flags are those of `dance train`: data, networks,
+number of D-Nodes.
 
 examples:
   dance calibrate gan --d-nodes 4

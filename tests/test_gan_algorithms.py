@@ -129,7 +129,7 @@ def test_bytes_of_ac_gan_are_those_of_its_messages(topology: str) -> None:
 def test_with_auto_nodes_of_different_codecs_take_equal_steps_and_keep_the_mean(
     topology: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(TINY, d_nodes=4, topology=topology, codec="auto")
+    config = replace(TINY, d_nodes=4, topology=topology, codec="auto", round_ms=100.0)
     nodes = ModelParallel(config, SimulatedExchange(5), parts(config))
     taken = {
         0: "none",
@@ -185,7 +185,9 @@ def test_points_are_sent_finer_than_images() -> None:
         nodes = ModelParallel(config, SimulatedExchange(config.num_nodes), reals)
         nodes.round(0)
         assert nodes.codecs(0)["image"] == codec
-        auto = ModelParallel(replace(config, codec="auto"), SimulatedExchange(config.num_nodes), reals)
+        auto = ModelParallel(
+            replace(config, codec="auto", round_ms=100.0), SimulatedExchange(config.num_nodes), reals
+        )
         assert auto.wires.choices[0].candidates["image"][-1] == codec.split(":")[0]
 
 
@@ -193,7 +195,7 @@ def test_points_are_sent_finer_than_images() -> None:
 def test_auto_takes_the_least_lossy_codec_that_fits(links: str, codec: str) -> None:
     from dance.bandwidth import parse_links
 
-    config = replace(TINY, codec="auto", simulate=True, links=links)
+    config = replace(TINY, codec="auto", simulate=True, links=links, round_ms=100.0)
     nodes = ModelParallel(config, SimulatedExchange(3, parse_links(links)), parts(config))
     for r in range(60):
         nodes.round(r)

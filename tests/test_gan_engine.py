@@ -187,7 +187,9 @@ def test_a_resumed_run_refuses_what_it_cannot_change(tmp_path: Path) -> None:
 
 
 def test_auto_reports_what_it_chose(tmp_path: Path) -> None:
-    result = run(replace(TINY, out=str(tmp_path), codec="auto", links="100kbit,1ms", rounds=4))
+    result = run(
+        replace(TINY, out=str(tmp_path), codec="auto", links="100kbit,1ms", rounds=4, round_ms=100.0)
+    )
     assert result.summary["codecs"]["gossip"] == "sign:block=256"
     rates = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rates[-1]["link_rate_mbps"]["1->0"] == pytest.approx(0.1, rel=0.5)

@@ -12,9 +12,10 @@ from tiny_gan import BASE, parts
 
 from dance import calibrate_gan, cli
 from dance.bandwidth import Link, Links, Trace
-from dance.calibrate_gan import CalibrateGanConfig, Load, played_s
+from dance.calibrate_gan import CalibrateGanConfig, Fixed, Load, played_s
 from dance.codec_speed import Speed
 from dance.exchange import SimulatedExchange
+from dance.gan import AcganConfig
 from dance.gan.acgan import ModelParallel
 from dance.gan.config import RunConfig, validate
 from dance.gan.controller import DWELL
@@ -90,10 +91,16 @@ def test_a_round_takes_its_computing_its_codecs_its_bytes_and_its_latencies() ->
         "gossip": Load(num_bytes=4000, code_s=0.04),
     }
     steady = Trace(times_s=np.zeros(1), mbps=np.array([8.0]))  # a megabyte a second
-    found = played_s(3, loads, (0.1, 0.005, 2), steady)
+    found = played_s(3, loads, Fixed(compute_s=0.1, latency_s=0.005, d_nodes=2), steady)
     once = 0.1 + 2 * (1000 + 500) / 1e6 + 2 * 0.005 + 0.01 + 0.02
     gossip = 2 * (2 * 4000 / 1e6 + 0.005 + 0.04)
     assert found == pytest.approx(once + gossip / 3, rel=1e-9)
+    # A hub that is faster than each of its two D-Nodes, but not than both: 1.6 times the bytes of one.
+    found = played_s(3, loads, Fixed(compute_s=0.1, latency_s=0.005, d_nodes=2, hub_mbps=10.0), steady)
+    saved = 0.4 * ((1000 + 500) / 1e6 + 2 * 4000 / 1e6 / 3)
+    assert found == pytest.approx(once + gossip / 3 - saved, rel=1e-9)
+    fast = played_s(3, loads, Fixed(compute_s=0.1, latency_s=0.005, d_nodes=2, hub_mbps=1e3), steady)
+    assert fast == pytest.approx(found - 0.6 * ((1000 + 500) / 1e6 + 2 * 4000 / 1e6 / 3), rel=1e-9)
 
 
 def test_slow_links_want_coarser_and_rarer_messages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +122,7 @@ def test_slow_links_want_coarser_and_rarer_messages(monkeypatch: pytest.MonkeyPa
         ({"mbps": (0.0,)}, "--mbps"),
         ({"deviation": (4.0,)}, "--deviation"),
         ({"latency_ms": -1.0}, "--latency-ms"),
+        ({"hub_mbps": 0.0}, "--hub-mbps"),
         ({"compute_ms": -1.0}, "--compute-ms"),
     ],
 )
@@ -147,7 +155,7 @@ def test_the_committed_rounds_are_those_of_the_study() -> None:
 
 # ---- the controller ----------------------------------------------------------------------------------------
 
-TINY = replace(BASE, d_nodes=2, gossip_codec="auto", simulate=True)
+TINY = replace(BASE, d_nodes=2, codec="auto", simulate=True)
 
 
 def nodes_over(links: Links, path: Path, config: RunConfig = TINY) -> ModelParallel:
@@ -214,7 +222,9 @@ def test_a_controller_goes_on_where_it_was_and_refuses_another_table(tmp_path: P
     [
         ({"topology": "ring"}, "hub"),
         ({"algorithm": "md-gan"}, "ac-gan"),
-        ({"gossip_codec": "sign"}, "--gossip-codec auto"),
+        ({"codec": "sign"}, "--gossip-codec is sign.*--gossip-codec auto"),
+        ({"round_ms": 50.0}, "round_ms: 50.0 has no effect"),
+        ({"acgan": AcganConfig(period=3)}, "acgan.period: 3.*--round-ms"),
     ],
 )
 def test_a_table_that_nobody_would_follow_is_refused(change: dict[str, object], words: str) -> None:

@@ -109,6 +109,8 @@ def _codecs(results: Results) -> list[Wanted]:
     ]
 
 
+# dance calibrate gan --data fashion-mnist --d-nodes 8 --compute-ms 20 --hub-mbps 1000 --to FILE
+TABLE = "benchmarks/results/gan_calibration.json"
 _TRACES = {
     "10 Mbit/s, 5 ms": "10mbit,5ms; 0: 1gbit",
     "50 to 2 Mbit/s and back every 20 s": "steps:50,2@20s; 0: 1gbit",
@@ -116,6 +118,8 @@ _TRACES = {
 }
 _FIXED = {
     "auto": {**HUB, "codec": "auto"},
+    "auto, by a table": {**HUB, "codec": "auto", "table": TABLE},
+    "auto, 100 ms a round": {**HUB, "codec": "auto", "round_ms": 100.0},
     "sign": HUB,
     "int8": {**HUB, "codec": "int8"},
     "none": {**HUB, "codec": "none"},
@@ -216,7 +220,8 @@ BANDWIDTH = Study(
     wanted=_bandwidth,
     tables=_bandwidth_tables,
     cut=f"Fashion-MNIST, 8 nodes, {_SECONDS:.0f} s of the virtual clock, 20 ms of compute a round, "
-    "the G-Node at 1 Gbit/s; one seed.",
+    "the G-Node at 1 Gbit/s; one seed. The table: `dance calibrate gan --data fashion-mnist --d-nodes 8 "
+    f"--compute-ms 20 --hub-mbps 1000 --to {TABLE}`.",
 )
 GAUSSIANS = Study(
     name="g",

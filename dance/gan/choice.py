@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from dance.bandwidth import LinkEstimate, LinkMeter, Measured
@@ -19,6 +19,7 @@ POINT = 2
 # of it, bears nothing coarser than int8; with error feedback a gradient bears int4 and a model's difference
 # sign.
 _MODEL = ("none", "fp16", "int8")
+_ROUND_MS = 100.0
 _CANDIDATES = {
     "image": (*_MODEL, "int4"),
     "point": _MODEL,
@@ -62,13 +63,17 @@ class Choice:
             )
             for kind in self.texts
         }
-        self._budget_s = config.round_ms / 1e3 / phases
+        self._budget_s = (config.round_ms or _ROUND_MS) / 1e3 / phases
         self._policy = Auto(self.candidates)
 
     @property
     def is_auto(self) -> bool:
         """Whether a policy chooses any codec; equal at all nodes of a run."""
-        return len(self.fixed) < len(self.texts)
+        return any(kind not in self.fixed for kind in self.texts)
+
+    def send_only(self, kinds: Container[str]) -> None:
+        """From now on there are no messages of other kinds, for which a policy would need to know links."""
+        self.texts = {kind: text for kind, text in self.texts.items() if kind in kinds}
 
     def expected(self, kind: str) -> Codec | None:
         """What a receiver may insist on; None where the sender chooses."""

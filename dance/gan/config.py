@@ -13,7 +13,7 @@ import dance
 from dance import topology
 from dance.bandwidth import parse_links
 from dance.gan.computing import parse_computing
-from dance.gan.layout_check import check_layout, check_table
+from dance.gan.layout_check import check_layout, check_recipes
 from dance.gan.settings import (
     OPTIMIZERS,
     AcganConfig,
@@ -164,12 +164,13 @@ class RunConfig:
     """Generated images an evaluation draws."""
     checkpoint_every: int = 500
     """Rounds between two checkpoints; 0: only at the end."""
-    round_ms: float = 100.0
+    round_ms: float | None = None
     """With auto: milliseconds that a round's messages may take, shared equally by those that follow each
-    other: four with gossip (images, up and down, feedback), six with low-rank."""
+    other: four with gossip (images, up and down, feedback), six with low-rank; None: 100, but for gossip
+    through the hub, whose codecs and period are those that promise to reach a target first."""
     table: str | None = None
     """With --gossip-codec auto, ac-gan through the hub: a file of `dance calibrate gan`, in which codecs and
-    the gossip's period are looked up by the links as they are measured; None: codecs follow from round_ms."""
+    the gossip's period are looked up by the links as they are measured; None: forecast from them."""
     threads: int = 1
     """Torch threads of one node."""
     device: str = "cpu"
@@ -190,6 +191,18 @@ class RunConfig:
             return self.acgan.aggregation
         low_rank = self.layout == "adaptive" and self.topology == "hub" and self.gossip_codec is None
         return "low-rank" if low_rank else "parameters"
+
+    @property
+    def follows_recipes(self) -> bool:
+        """Whether the hub chooses codecs and the gossip's period together, for all nodes (`Controller`)."""
+        return (
+            self.algorithm == "ac-gan"
+            and self.topology == "hub"
+            and self.layout != "data-parallel"
+            and self.aggregation == "parameters"
+            and (self.codec or self.gossip_codec) == "auto"
+            and (self.table is not None or (self.round_ms is None and self.d_nodes > 1))
+        )
 
     @property
     def num_nodes(self) -> int:
@@ -280,7 +293,7 @@ def validate(config: RunConfig) -> None:
     ):
         at_least(name, getattr(config, name), 0)
     _check_budget(config)
-    if not config.round_ms > 0:
+    if config.round_ms is not None and not config.round_ms > 0:
         raise ValueError(f"round_ms: {config.round_ms} must be positive, for example 100")
     for name in ("d_learning_rate", "g_learning_rate"):
         rate = getattr(config, name)
@@ -306,7 +319,7 @@ def validate(config: RunConfig) -> None:
         check_layout(config)
     check_partition(config.partition)
     _check_codecs(config)
-    check_table(config)
+    check_recipes(config)
     _check_world_size(config)
     _check_simulation(config)
 

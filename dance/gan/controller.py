@@ -1,28 +1,35 @@
-"""Which recipe all nodes of an AC-GAN follow now: looked up in a table for the links as they are measured.
+"""Which recipe all nodes of an AC-GAN follow now: the one that reaches the target first over the links as
+they are measured, by a forecast (dance.gan.forecast) or looked up in a table (dance.gan.recipes).
 
 Every `DWELL` rounds each D-Node tells the hub what it measured of the way from there; the hub knows the way
-back by its own meters, looks up the slowest link and answers with a recipe's number. Then all change
-together: codecs, the gossip's period, and with the codec its step size. A link is what its meter believes
-since the last change that it noticed (dance.bandwidth), its rate less 0.84 of its standard deviation: the
-lower fifth. It costs 96 bytes up and 72 down for each D-Node, every 20 rounds.
+back by its own meters, judges by the slowest links and answers with a recipe's number. Then all change
+together: those codecs that the config leaves to "auto", the gossip's period, and with the codec its step
+size. A link is what its meter believes since the last change that it noticed (dance.bandwidth), its rate
+less 0.84 of its standard deviation: the lower fifth. It costs 96 bytes up and 72 down for each D-Node, every
+20 rounds.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 import dance
 from dance.bandwidth import LinkEstimate
+from dance.codecs import Codec
 from dance.errors import PeerError
 from dance.exchange import Expected, Message
-from dance.gan.choice import Choice
+from dance.gan.choice import POINT, Choice
+from dance.gan.config import RunConfig
+from dance.gan.forecast import Forecast, Load
 from dance.gan.messages import Post, content, resolve
-from dance.gan.recipes import Recipe, RecipeTable
+from dance.gan.recipes import KINDS, Recipe, RecipeTable, read_recipes
 from dance.gan.reports import Reports
+from dance.gan.rounds import ROUNDS
 
 HUB = 0
 DWELL = 20
@@ -33,32 +40,83 @@ _NONE = dance.codec("none")
 _LOG = logging.getLogger("dance.gan")
 
 
+def guide_of(
+    config: RunConfig, texts: Mapping[str, str], image_numel: int, theta_numel: int
+) -> RecipeTable | Forecast:
+    """What the recipes of a run are chosen by: its table, or a forecast.
+
+    `texts`: its codecs by kind, which take a recipe's place where they are not "auto"; `theta_numel`:
+    parameters of a discriminator.
+    """
+    if config.table is not None:
+        return read_recipes(config.table)
+    batches = config.g_nodes if config.acgan.attachment == "all" else 1
+    batch_numel = (config.acgan.fake_batch_size or config.batch_size) * image_numel
+
+    def load(recipe: Recipe) -> Load:
+        codecs = {
+            kind: _codec(recipe, kind, image_numel)
+            if texts[kind] == "auto"
+            else resolve(texts[kind], image_numel)
+            for kind in KINDS
+        }
+        gossip = codecs["gossip"].packet_nbytes(theta_numel) / recipe.period
+        return Load(
+            down=batches * codecs["image"].packet_nbytes(batch_numel) + gossip,
+            up=batches * codecs["feedback"].packet_nbytes(batch_numel) + gossip,
+            messages=1 + 1 / recipe.period,
+        )
+
+    return Forecast(ROUNDS, [load(recipe) for recipe in ROUNDS])
+
+
+def _cautious(link: LinkEstimate) -> LinkEstimate:
+    """The same with the lower fifth of its rate."""
+    mbps = max(link.rate_mbps - _QUANTILE * link.rate_deviation_mbps, 0.1 * link.rate_mbps)
+    return replace(link, rate_mbps=mbps)
+
+
+def _codec(recipe: Recipe, kind: str, image_numel: int) -> Codec:
+    text = getattr(recipe, kind)
+    if kind == "image" and image_numel <= POINT and text == "int4":
+        text = "int8"  # as the config's default: 16 steps in a direction would show
+    return resolve(text, image_numel)
+
+
 class Controller:
-    """Sets the codecs of `choices`, this process's; the first recipe is that of the slowest link."""
+    """Sets the codecs of `choices`, this process's, that are left to "auto"; begins with a cautious recipe.
+
+    `image_numel`: elements of one image, by which block=image is resolved.
+    """
 
     def __init__(
         self,
-        table: RecipeTable,
+        guide: RecipeTable | Forecast,
         post: Post,
         choices: Mapping[int, Choice],
         d_ids: Sequence[int],
         image_numel: int,
     ) -> None:
-        self.table = table
+        self.guide = guide
+        self.forecast = guide if isinstance(guide, Forecast) else None
         self.post = post
         self.choices = choices
         self.d_ids = list(d_ids)
         self.image_numel = image_numel
         self.reports = Reports(post, choices)
-        self.index = int(table.seconds[0, -1].argmin())
+        self.index = guide.first
+        for choice in choices.values():
+            choice.send_only(KINDS)
         self._set()
 
     @property
     def recipe(self) -> Recipe:
-        return self.table.recipes[self.index]
+        return self.guide.recipes[self.index]
 
     def tick(self, round_index: int) -> bool:
         """Before a round: now and then, what is measured there, and a recipe back; whether that was now."""
+        if HUB in self.choices and self.forecast is not None and not self.forecast.begun:
+            self.forecast.begin(round_index, self.post.exchange.elapsed_s(HUB))
         if round_index == 0 or round_index % DWELL:
             return False
         ways = [(node, HUB) for node in self.d_ids]
@@ -67,7 +125,7 @@ class Controller:
         outbox: list[Message] = []
         if HUB in self.choices:
             self._decide(round_index)
-            told = torch.tensor([self.index, self.table.digest], dtype=torch.float32)
+            told = torch.tensor([self.index, self.guide.digest], dtype=torch.float32)
             packet = self.post.packet(told, _NONE, HUB, RECIPE, round_index)
             outbox = [Message(source=HUB, target=node, kind=RECIPE, packet=packet) for node in targets]
         expected = [
@@ -77,50 +135,64 @@ class Controller:
         ]
         for message in self.post.exchange.deliver(outbox, expected):
             index, digest = map(int, content(message.packet).tolist())
-            if digest != self.table.digest or not 0 <= index < len(self.table.recipes):
+            if digest != self.guide.digest or not 0 <= index < len(self.guide.recipes):
                 raise PeerError(
-                    f"node {message.target} and node {HUB} have different tables; give all the same --table"
+                    f"node {message.target} and node {HUB} know different recipes; give all the same --table "
+                    "and run the same version of dance"
                 )
             self.index = index
         self._set()
         return True
 
     def _decide(self, round_index: int) -> None:
-        """At the hub: the best recipe for the slowest link, if it promises enough."""
-        link = self._slowest()
-        if link is None:
+        """At the hub: the best recipe for the slowest links, if it promises enough."""
+        links = self._slowest()
+        if links is None:
             return
-        mbps = max(link.rate_mbps - _QUANTILE * link.rate_deviation_mbps, 0.1 * link.rate_mbps)
-        seconds = self.table.at(mbps, link.deviation)
+        if self.forecast is not None:
+            self.forecast.note(round_index, self.post.exchange.elapsed_s(HUB), self.index, *links)
+        down, up = map(_cautious, links)
+        seconds = self.guide.seconds_over(down, up)
         best = int(seconds.argmin())
         if seconds[best] < (1.0 - _GAIN) * seconds[self.index]:
             _LOG.info(
-                "round %d: %.3g Mbit/s, deviation %.0f%%: from %s to %s",
+                "round %d: %.3g Mbit/s down, %.3g up: from %s to %s",
                 round_index,
-                mbps,
-                100 * link.deviation,
+                down.rate_mbps,
+                up.rate_mbps,
                 self.recipe,
-                self.table.recipes[best],
+                self.guide.recipes[best],
             )
             self.index = best
 
-    def _slowest(self) -> LinkEstimate | None:
+    def _slowest(self) -> tuple[LinkEstimate, LinkEstimate] | None:
+        """The slowest way down and up; one stands for the other where nothing is known of that."""
         links = self.post.exchange.links
-        up = [links[node, HUB].estimate() for node in self.d_ids if (node, HUB) in links]
-        known = [link for link in (*up, *self.choices[HUB].reported.values()) if link is not None]
-        return min(known, key=lambda link: link.rate_mbps, default=None)
+        measured = [links[node, HUB].estimate() for node in self.d_ids if (node, HUB) in links]
+        ups = [link for link in measured if link is not None]
+        downs = list(self.choices[HUB].reported.values())
+        if not (ups or downs):
+            return None
+        down, up = (min(ways, key=lambda way: way.rate_mbps) for ways in (downs or ups, ups or downs))
+        return down, up
 
     def _set(self) -> None:
         for choice in self.choices.values():
-            for kind in ("gossip", "image", "feedback"):
-                choice.fixed[kind] = resolve(getattr(self.recipe, kind), self.image_numel)
+            for kind in KINDS:
+                if choice.texts[kind] == "auto":
+                    choice.fixed[kind] = _codec(self.recipe, kind, self.image_numel)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"recipe": self.index, "digest": self.table.digest}
+        forecast = None if self.forecast is None else self.forecast.state_dict()
+        return {"recipe": self.index, "digest": self.guide.digest, "forecast": forecast}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state; ValueError where it is of a run with another table."""
-        if state["digest"] != self.table.digest:
-            raise ValueError("table: not the one that the run began with; resume with that --table")
+        if state["digest"] != self.guide.digest:
+            raise ValueError(
+                "table: other recipes than the run began with; resume with that --table and version of dance"
+            )
+        if self.forecast is not None:
+            self.forecast.load_state_dict(state["forecast"])
         self.index = int(state["recipe"])
         self._set()

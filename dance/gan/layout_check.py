@@ -1,4 +1,4 @@
-"""Which settings of AC-GAN go together: layout, what is averaged, graph, weights of feedback, table."""
+"""Which settings of AC-GAN go together: layout, what is averaged, graph, weights of feedback, recipes."""
 
 from __future__ import annotations
 
@@ -77,8 +77,21 @@ def _check_unused(config: RunConfig) -> None:
                 )
 
 
-def check_table(config: RunConfig) -> None:
-    """Raises ValueError, naming value and remedy, where a table has nothing to decide."""
+def check_recipes(config: RunConfig) -> None:
+    """Raises ValueError, naming value and remedy, for settings that recipes leave without effect, and a table
+    that nobody would follow.
+    """
+    if config.follows_recipes:
+        if config.acgan.period != 1:
+            raise ValueError(
+                f"acgan.period: {config.acgan.period}, but with --gossip-codec auto it is chosen too; drop "
+                "it, or give --round-ms, the time that a round's messages may take"
+            )
+        if config.table is not None and config.round_ms is not None:
+            raise ValueError(
+                f"round_ms: {config.round_ms} has no effect beside a table, which has the codecs; drop one"
+            )
+        return
     if config.table is None:
         return
     through_hub = config.algorithm == "ac-gan" and config.topology == "hub"
@@ -87,8 +100,7 @@ def check_table(config: RunConfig) -> None:
             "table: recipes are for ac-gan's gossip through the hub, model parallel or adaptive; "
             "drop --table, or use --topology hub and --acgan.aggregation parameters"
         )
-    if "auto" not in (config.codec, config.gossip_codec):
-        raise ValueError(
-            f"table: {config.table} chooses codecs, but --gossip-codec is {config.gossip_codec or 'sign'}; "
-            "use --gossip-codec auto, or drop --table"
-        )
+    raise ValueError(
+        f"table: {config.table} chooses codecs, but --gossip-codec is "
+        f"{config.codec or config.gossip_codec or 'sign'}; use --gossip-codec auto, or drop --table"
+    )

@@ -20,11 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 import dance
+from dance.bandwidth import LinkEstimate
 from dance.gan.config import codec_text
 from dance.policy.calibration import between
 
 FORMAT = "dance gan calibration"
 VERSION = 1
+KINDS = ("gossip", "image", "feedback")
 Array = npt.NDArray[np.float64]
 
 
@@ -38,7 +40,7 @@ class Recipe:
     period: int
 
     def __post_init__(self) -> None:
-        for name in ("gossip", "image", "feedback"):
+        for name in KINDS:
             dance.codec(codec_text(getattr(self, name), 64))  # raises ValueError for an unknown one
         if self.period < 1:
             raise ValueError(f"recipe: expected a period of at least 1 round, got {self.period}")
@@ -79,6 +81,16 @@ class RecipeTable:
         inside = min(max(mbps, self.mbps[0]), self.mbps[-1])
         row = between(np.log(self.seconds), np.log(np.array(self.mbps)), math.log(inside))
         return np.exp(between(row, np.array(self.deviations), deviation))
+
+    def seconds_over(self, down: LinkEstimate, up: LinkEstimate) -> Array:
+        """Returns the seconds of each recipe, by the slower way alone."""
+        link = min(down, up, key=lambda way: way.rate_mbps)
+        return self.at(link.rate_mbps, link.deviation)
+
+    @property
+    def first(self) -> int:
+        """The recipe to begin with, before anything is measured: the best over the slowest, unsteady link."""
+        return int(self.seconds[0, -1].argmin())
 
     @cached_property
     def digest(self) -> int:

@@ -27,13 +27,12 @@ from dance.gan.acgan.team import Team, d_nodes
 from dance.gan.acgan.wires import NONE, Wires, wires
 from dance.gan.computing import ABSORB, FEEDBACK, GENERATE
 from dance.gan.config import RunConfig
-from dance.gan.controller import Controller
+from dance.gan.controller import Controller, guide_of
 from dance.gan.losses import loss_named
 from dance.gan.messages import content
 from dance.gan.models import FlatModule
 from dance.gan.nodes import DNode, GNode, build_generator, discriminator_net
 from dance.gan.parts import Part
-from dance.gan.recipes import read_recipes
 from dance.gan.weighting import Weighting
 
 # What a batch for all D-Nodes is called where otherwise a D-Node's id stands, and so its noise.
@@ -90,14 +89,12 @@ class ModelParallel:
         for d in self.discriminators.values():
             d.fakes_of_one = self.batch_shape[0]
         self.controller: Controller | None = None
-        if config.table is not None:
-            self.controller = Controller(
-                read_recipes(config.table),
-                self.wires.post,
-                self.wires.choices,
-                self.wires.d_ids,
-                math.prod(shape),
-            )
+        if config.follows_recipes:
+            image_numel = math.prod(shape)
+            choices = self.wires.choices
+            texts = next(iter(choices.values())).texts
+            guide = guide_of(config, texts, image_numel, nodes.discriminator.theta.numel())
+            self.controller = Controller(guide, self.wires.post, choices, self.wires.d_ids, image_numel)
         self.team = Team(config, self.wires, self.discriminators, nodes.discriminator)
         self._follow()
         self.weighting: Weighting | None = None
