@@ -124,6 +124,7 @@ _FIXED = {
     "int8": {**HUB, "codec": "int8"},
     "none": {**HUB, "codec": "none"},
     "adaptive layout": {},
+    "adaptive layout, auto": {"codec": "auto"},
 }
 _SECONDS = 40.0
 
