@@ -153,7 +153,7 @@ def test_claims_are_judged_by_the_figures(results: Results, tmp_path: Path) -> N
     assert found[f"FID of {images.HUB} / {fl}"] == ["1.11", "no"]
     assert found[f"bytes of {images.HUB} / {md}"] == ["0.38", "yes"]  # 15 of 40 MB
     assert found[f"bytes of {md} / {images.HUB}, until the former's last FID"] == ["4.0x", "no"]  # 40 / 10
-    assert found["FID with block Adam / local Adam"] == ["0.50", "yes"]
+    assert found[f"FID of {images.HUB} / {images.LOCAL}"] == ["0.50", "yes"]
     # Raw FIDs, one higher: 171 / 200 at 5 MB, 91 / 100 at 10 and, as both had ended, beyond.
     assert found[f"FID of {images.ADAPTIVE} / {fl} at 5, 10, 20, 30 MB, worst seed and mark"] == [
         "0.91",

@@ -19,9 +19,8 @@ class Names:
     """The methods that the claims about a group are about; the rivals at their best learning rates in it."""
 
     group: str
-    hub: str
+    hubs: tuple[tuple[str, str], ...]  # with block Adam and with local Adam, one pair a step size
     adaptive: str
-    local: str
     md: str
     fl: str
     ours: str  # what the name of a rival with our codecs ends with
@@ -41,17 +40,18 @@ _Row = tuple[str, str, str, bool]
 
 def _skewed(results: Results, names: Names) -> Iterator[_Row]:
     group = names.group
-    hub, adaptive, local, md, fl = (
-        good(results, group, label) for label in (names.hub, names.adaptive, names.local, names.md, names.fl)
-    )
-    for rival, runs, most in ((names.md, md, 0.55), (names.fl, fl, 0.65)):
-        yield from _ratio(f"{group}: FID of {names.hub} / {rival}", hub, runs, "fid", most)
-    yield from _ratio(f"{group}: bytes of {names.hub} / {names.md}", hub, md, "bytes_per_node", 0.55)
-    for label, runs in ((names.hub, hub), (names.adaptive, adaptive)):
+    adaptive, md, fl = (good(results, group, label) for label in (names.adaptive, names.md, names.fl))
+    for label, local in names.hubs:
+        hub = good(results, group, label)
+        for rival, runs, most in ((names.md, md, 0.55), (names.fl, fl, 0.65)):
+            yield from _ratio(f"{group}: FID of {label} / {rival}", hub, runs, "fid", most)
+        yield from _ratio(f"{group}: bytes of {label} / {names.md}", hub, md, "bytes_per_node", 0.55)
+        yield from _ratio(f"{group}: FID of {label} / {local}", hub, good(results, group, local), "fid", 0.7)
+    for label in (*(label for label, _ in names.hubs), names.adaptive):
+        runs = good(results, group, label)
         yield from _saved(
             f"{group}: bytes of {names.md} / {label}, until the former's last FID", md, runs, 7.0
         )
-    yield from _ratio(f"{group}: FID with block Adam / local Adam", hub, local, "fid", 0.7)
     for marks, most in (((5.0, 10.0, 20.0, 30.0), 0.9), ((45.0, 60.0, 120.0), 0.7)):
         ratios = [
             one / other
@@ -72,9 +72,7 @@ def _skewed(results: Results, names: Names) -> Iterator[_Row]:
 
 def _even(results: Results, names: Names) -> Iterator[_Row]:
     group = names.group
-    hub, adaptive, md, fl = (
-        good(results, group, label) for label in (names.hub, names.adaptive, names.md, names.fl)
-    )
+    adaptive, md, fl = (good(results, group, label) for label in (names.adaptive, names.md, names.fl))
     if adaptive:
         switched = sum("image" in run["summary"]["bytes_sent_by_kind"] for run in adaptive)
         words = f"{group}: seeds in which {names.adaptive} switches"
@@ -95,7 +93,10 @@ def _even(results: Results, names: Names) -> Iterator[_Row]:
         target = fmean(halves)
         words = f"{group}: bytes of {names.md} / {names.adaptive}, until {names.fl}'s FID at half its rounds"
         yield from _factor(words, md, adaptive, target, 12.0)
-    yield from _ratio(f"{group}: FID of {names.hub} / {names.md}", hub, md, "fid", 0.92)
+    for label, _ in names.hubs:
+        yield from _ratio(
+            f"{group}: FID of {label} / {names.md}", good(results, group, label), md, "fid", 0.92
+        )
 
 
 def _ratio(words: str, ours: Sequence[Run], theirs: Sequence[Run], name: str, most: float) -> Iterator[_Row]:
