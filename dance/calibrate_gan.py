@@ -24,7 +24,7 @@ from dance.calibrate import trace_of
 from dance.codec_speed import measure_speed
 from dance.data import load
 from dance.gan.config import RunConfig, validate
-from dance.gan.messages import resolve
+from dance.gan.controller import recipe_codec
 from dance.gan.nodes import Batches, build_discriminator, build_generator
 from dance.gan.recipes import KINDS, Recipe, RecipeTable
 from dance.gan.rounds import ROUNDS
@@ -164,7 +164,7 @@ def _loads(recipe: Recipe, run: RunConfig, shape: tuple[int, ...], theta_numel: 
     image_numel = int(np.prod(shape))
     loads = {}
     for kind in KINDS:
-        codec = resolve(getattr(recipe, kind), image_numel)
+        codec = recipe_codec(recipe, kind, image_numel)
         numel = theta_numel if kind == "gossip" else run.batch_size * image_numel
         speed = measure_speed(codec, feedback=kind == "gossip", numel=numel)
         # One end codes or decodes the messages of all, the other its own.

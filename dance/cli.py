@@ -237,9 +237,9 @@ def _calibrate_gan(arguments: list[str]) -> int:
     kind.__annotations__["run"] = Annotated[RunConfig, tyro.conf.arg(name="")]
     description = """Time a training round and the codecs on this machine and compute which recipe for a GAN's
 messages (codecs, gossip period) reaches the target first, by mean rate of the links and deviation of that
-rate. The file is a map for `dance train --gossip-codec auto --table FILE`, which looks the links up that it
-measures while training; without a table it forecasts. Other flags are those of `dance train`: data, networks,
-number of D-Nodes.
+rate. The file is a map for `dance train --layout model-parallel --codec auto --table FILE`, which looks the
+links up that it measures while training; without a table it forecasts. Other flags are those of `dance
+train`: data, networks, number of D-Nodes.
 
 examples:
   dance calibrate gan --d-nodes 4
@@ -259,7 +259,7 @@ examples:
         )
     write_atomic(out, (found.to_json() + "\n").encode())
     calibrate_gan.print_recipes(found)
-    print(f"{out} is written; use it: dance train --gossip-codec auto --table {out}")
+    print(f"{out} is written; use it: dance train --layout model-parallel --codec auto --table {out}")
     return 0
 
 
@@ -328,7 +328,7 @@ def _print_end(summary: Mapping[str, Any], folder: Path, interrupted: bool) -> N
     if "switched" in summary:  # ac-gan's adaptive layout
         if summary["switched"] is not None:
             layout = f"model parallel since round {summary['switched']}"
-        elif summary["skew"] is not None:
+        elif "delta" in summary["bytes_sent_by_kind"]:
             layout = "data parallel to the end"
         else:
             layout = "data parallel without an exchange: the generator is untrained"

@@ -60,7 +60,7 @@ from dance.gan.config import codec_text, image_block, validate
         ({"acgan": AcganConfig(period=0)}, ["acgan.period", "0"]),
         ({"acgan": AcganConfig(step_size=2.0)}, ["step_size", "2.0"]),
         ({"acgan": AcganConfig(sync_codec="int5")}, ["acgan.sync_codec", "int5"]),
-        ({"acgan": AcganConfig(switch_above=-1.0)}, ["switch_above", "-1.0"]),
+        ({"acgan": AcganConfig(switch_above=float("nan"))}, ["switch_above", "nan"]),
         ({"d_decay_rounds": -1}, ["d_decay_rounds", "-1"]),
         ({"device": "cuda"}, ["device", "cuda", "cpu"]),
         ({"algorithm": "gossip-gan", "g_nodes": 2}, ["g_nodes", "2", "--g-nodes 1"]),

@@ -40,7 +40,7 @@ TINY = RunConfig(
 ALGORITHMS = ("ac-gan", "md-gan", "fl-gan", "gossip-gan", "standalone")
 # Switches after the third of its exchanges, whatever it measures.
 SWITCHING = replace(
-    TINY, layout="adaptive", acgan=AcganConfig(sync_period=3, switch_above=0.0, switch_after=9)
+    TINY, layout="adaptive", acgan=AcganConfig(sync_period=3, switch_above=-1e9, switch_after=9)
 )
 LAYOUTS = {
     "data-parallel": replace(TINY, layout="data-parallel", acgan=AcganConfig(sync_period=7)),

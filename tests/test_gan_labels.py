@@ -111,7 +111,7 @@ def test_a_conditional_step_is_that_of_autograd() -> None:
 
 
 # After its third round, whatever it measures.
-SWITCHING = AcganConfig(sync_period=1, switch_above=0.0, switch_after=0)
+SWITCHING = AcganConfig(sync_period=1, switch_above=-1e9, switch_after=0)
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     path = tmp_path / "gan.json"
     arguments = ["calibrate", "gan", "--d-nodes", "2", "--mbps", "1", "1000", "--deviation", "0"]
     assert cli.main([*arguments, "--compute-ms", "5", "--to", str(path)]) == 0
-    assert "dance train --gossip-codec auto --table" in capsys.readouterr().out
+    assert "dance train --layout model-parallel --codec auto --table" in capsys.readouterr().out
     assert read_recipes(path).recipes == tuple(ROUNDS)
     assert read_recipes(path).about["d_nodes"] == 2
 
@@ -178,7 +178,8 @@ def test_all_nodes_follow_the_recipe_of_the_slowest_link(tmp_path: Path) -> None
         assert nodes.team.gossip.period == recipe.period
         kinds = {kind: text for node in range(3) for kind, text in nodes.codecs(node).items()}
         assert {kind: text.partition(":")[0] for kind, text in kinds.items()} == {
-            kind: getattr(recipe, kind).partition(":")[0] for kind in ("gossip", "image", "feedback")
+            **{kind: getattr(recipe, kind).partition(":")[0] for kind in ("gossip", "image", "feedback")},
+            "period": str(recipe.period),
         }
         assert len({gossip.step_size for gossip in nodes.team.gossip.nodes.values()}) == 1
         # Two turns so far: a report up and a number down for each of two D-Nodes.
@@ -224,7 +225,7 @@ def test_a_controller_goes_on_where_it_was_and_refuses_another_table(tmp_path: P
         ({"algorithm": "md-gan"}, "ac-gan"),
         ({"codec": "sign"}, "--gossip-codec is sign.*--gossip-codec auto"),
         ({"round_ms": 50.0}, "round_ms: 50.0 has no effect"),
-        ({"acgan": AcganConfig(period=3)}, "acgan.period: 3.*--round-ms"),
+        ({"acgan": AcganConfig(period=3)}, "acgan.period: 3, .*chosen too; drop it$"),
     ],
 )
 def test_a_table_that_nobody_would_follow_is_refused(change: dict[str, object], words: str) -> None:

@@ -40,7 +40,7 @@ VARIANTS: dict[str, RunConfig] = {
     "data-parallel": replace(CONFIG, layout="data-parallel", acgan=AcganConfig(sync_period=4)),
     "gradient": replace(CONFIG, acgan=AcganConfig(aggregation="gradient")),
     "adaptive": replace(
-        CONFIG, layout="adaptive", acgan=AcganConfig(sync_period=2, switch_above=0.0, switch_after=0)
+        CONFIG, layout="adaptive", acgan=AcganConfig(sync_period=2, switch_above=-1e9, switch_after=0)
     ),
     "md-gan": replace(CONFIG, algorithm="md-gan", mdgan=MdganConfig(swap_epochs=1)),
     "dcgan": replace(CONFIG, model="dcgan"),

@@ -14,12 +14,12 @@ from dance.policy import Auto, Send
 
 # Images of so few numbers are points in the plane, whose 16 steps in a direction would show.
 POINT = 2
+_ROUND_MS = 100.0  # where the config has none
 # By kind of message, least lossy first; `image` stands for the block of one scale an image. Images bear no
 # sign; gossip through a hub bears no 1 % top-k (it ends in NaN); a model that takes another's place, or half
 # of it, bears nothing coarser than int8; with error feedback a gradient bears int4 and a model's difference
 # sign.
 _MODEL = ("none", "fp16", "int8")
-_ROUND_MS = 100.0
 _CANDIDATES = {
     "image": (*_MODEL, "int4"),
     "point": _MODEL,

@@ -78,7 +78,8 @@ class RunConfig:
     codec: str | None = None
     """One codec for every message, for example none, int8 or auto; it overrides the codecs below."""
     gossip_codec: str | None = None
-    """Codec of the discriminators' gossip, or auto; None: sign. With one, the adaptive layout gossips."""
+    """Codec of the discriminators' gossip, or auto; None: sign. With one, the adaptive layout gossips. auto
+    through the hub chooses the gossip's period, too."""
     image_codec: str | None = None
     """Codec of the images a G-Node sends, or auto; None: int4, or int8 for points in the plane."""
     feedback_codec: str = "sign:block=image"
@@ -166,11 +167,12 @@ class RunConfig:
     """Rounds between two checkpoints; 0: only at the end."""
     round_ms: float | None = None
     """With auto: milliseconds that a round's messages may take, shared equally by those that follow each
-    other: four with gossip (images, up and down, feedback), six with low-rank; None: 100, but for gossip
-    through the hub, whose codecs and period are those that promise to reach a target first."""
+    other: four with gossip (images, up and down, feedback), six with low-rank; None: 100, but for ac-gan's
+    gossip through the hub, whose codecs and period are then those that promise to reach a target first."""
     table: str | None = None
-    """With --gossip-codec auto, ac-gan through the hub: a file of `dance calibrate gan`, in which codecs and
-    the gossip's period are looked up by the links as they are measured; None: forecast from them."""
+    """With --layout model-parallel --codec auto, ac-gan through the hub: a file of `dance calibrate gan`, in
+    which codecs and the gossip's period are looked up by the links as they are measured (what is not auto
+    stays as it is, whatever the table supposed); None: forecast from them."""
     threads: int = 1
     """Torch threads of one node."""
     device: str = "cpu"

@@ -6,7 +6,7 @@ back by its own meters, judges by the slowest links and answers with a recipe's 
 together: those codecs that the config leaves to "auto", the gossip's period, and with the codec its step
 size. A link is what its meter believes since the last change that it noticed (dance.bandwidth), its rate
 less 0.84 of its standard deviation: the lower fifth. It costs 96 bytes up and 72 down for each D-Node, every
-20 rounds.
+20 rounds. Links of G-Nodes other than the hub are not judged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dance.errors import PeerError
 from dance.exchange import Expected, Message
 from dance.gan.choice import POINT, Choice
 from dance.gan.config import RunConfig
-from dance.gan.forecast import Forecast, Load
+from dance.gan.forecast import Forecast, RoundTraffic
 from dance.gan.messages import Post, content, resolve
 from dance.gan.recipes import KINDS, Recipe, RecipeTable, read_recipes
 from dance.gan.reports import Reports
@@ -53,21 +53,32 @@ def guide_of(
     batches = config.g_nodes if config.acgan.attachment == "all" else 1
     batch_numel = (config.acgan.fake_batch_size or config.batch_size) * image_numel
 
-    def load(recipe: Recipe) -> Load:
+    rounds: dict[Recipe, float] = {}
+    traffic: list[RoundTraffic] = []
+    known: dict[tuple[str, ...], Recipe] = {}
+    for recipe, needed in sorted(ROUNDS.items(), key=lambda each: -each[1]):
         codecs = {
-            kind: _codec(recipe, kind, image_numel)
+            kind: recipe_codec(recipe, kind, image_numel)
             if texts[kind] == "auto"
             else resolve(texts[kind], image_numel)
             for kind in KINDS
         }
+        sent = (*map(str, codecs.values()), str(recipe.period))
+        if (
+            sent in known
+        ):  # the same with codecs that stay: what finer ones would save in rounds is not to be had
+            continue
+        known[sent] = recipe
+        rounds[recipe] = needed
         gossip = codecs["gossip"].packet_nbytes(theta_numel) / recipe.period
-        return Load(
-            down=batches * codecs["image"].packet_nbytes(batch_numel) + gossip,
-            up=batches * codecs["feedback"].packet_nbytes(batch_numel) + gossip,
-            messages=1 + 1 / recipe.period,
+        traffic.append(
+            RoundTraffic(
+                down=batches * codecs["image"].packet_nbytes(batch_numel) + gossip,
+                up=batches * codecs["feedback"].packet_nbytes(batch_numel) + gossip,
+                messages=1 + 1 / recipe.period,
+            )
         )
-
-    return Forecast(ROUNDS, [load(recipe) for recipe in ROUNDS])
+    return Forecast(rounds, traffic, config.d_nodes)
 
 
 def _cautious(link: LinkEstimate) -> LinkEstimate:
@@ -76,7 +87,8 @@ def _cautious(link: LinkEstimate) -> LinkEstimate:
     return replace(link, rate_mbps=mbps)
 
 
-def _codec(recipe: Recipe, kind: str, image_numel: int) -> Codec:
+def recipe_codec(recipe: Recipe, kind: str, image_numel: int) -> Codec:
+    """The codec of a kind of message of a recipe, for images of so many elements."""
     text = getattr(recipe, kind)
     if kind == "image" and image_numel <= POINT and text == "int4":
         text = "int8"  # as the config's default: 16 steps in a direction would show
@@ -151,6 +163,8 @@ class Controller:
             return
         if self.forecast is not None:
             self.forecast.note(round_index, self.post.exchange.elapsed_s(HUB), self.index, *links)
+            if not self.forecast.measured:
+                return
         down, up = map(_cautious, links)
         seconds = self.guide.seconds_over(down, up)
         best = int(seconds.argmin())
@@ -180,7 +194,7 @@ class Controller:
         for choice in self.choices.values():
             for kind in KINDS:
                 if choice.texts[kind] == "auto":
-                    choice.fixed[kind] = _codec(self.recipe, kind, self.image_numel)
+                    choice.fixed[kind] = recipe_codec(self.recipe, kind, self.image_numel)
 
     def state_dict(self) -> dict[str, Any]:
         forecast = None if self.forecast is None else self.forecast.state_dict()
@@ -190,7 +204,8 @@ class Controller:
         """Takes over a state; ValueError where it is of a run with another table."""
         if state["digest"] != self.guide.digest:
             raise ValueError(
-                "table: other recipes than the run began with; resume with that --table and version of dance"
+                "recipes: not those that the run began with; resume with its version of dance, and with its "
+                "--table if it had one"
             )
         if self.forecast is not None:
             self.forecast.load_state_dict(state["forecast"])

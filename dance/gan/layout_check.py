@@ -83,11 +83,12 @@ def check_recipes(config: RunConfig) -> None:
     """
     if config.follows_recipes:
         if config.acgan.period != 1:
+            remedy = "" if config.table else ", or give --round-ms, the time that a round's messages may take"
             raise ValueError(
-                f"acgan.period: {config.acgan.period}, but with --gossip-codec auto it is chosen too; drop "
-                "it, or give --round-ms, the time that a round's messages may take"
+                f"acgan.period: {config.acgan.period}, but where gossip is auto its period is chosen too; "
+                f"drop it{remedy}"
             )
-        if config.table is not None and config.round_ms is not None:
+        if config.table is not None and config.round_ms is not None and config.layout == "model-parallel":
             raise ValueError(
                 f"round_ms: {config.round_ms} has no effect beside a table, which has the codecs; drop one"
             )

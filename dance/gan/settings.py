@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -36,7 +37,8 @@ class AcganConfig:
     """What only ac-gan has."""
 
     period: int = 1
-    """Rounds between two gossip exchanges (H); gradients are averaged every round."""
+    """Rounds between two gossip exchanges (H); gradients are averaged every round. With codec auto through
+    the hub it is chosen."""
     step_size: float | None = None
     """Consensus step of the gossip; None: the known good one of the codec (sign 0.5, int8 0.9, none 1.0)."""
     order: Order = "fresh"
@@ -68,8 +70,9 @@ class AcganConfig:
     """Data parallel and adaptive: rounds between two exchanges of models."""
     sync_codec: str = "sign"
     """Data parallel and adaptive: codec of exchanged models, or auto."""
-    switch_above: float = 2.9
-    """Adaptive layout: go model parallel where workers' changes differ by so many times what they share."""
+    switch_above: float = 0.2
+    """Adaptive layout: go model parallel where workers' changes differ, in the same way from one exchange to
+    the next, by more than so many times what they share."""
     switch_after: int = 800
     """Adaptive layout: the first exchange after so many rounds, at the earliest the third, decides whether
     the run switches."""
@@ -94,8 +97,8 @@ class AcganConfig:
             )
         if self.step_size is not None and not 0 < self.step_size <= 1:
             raise ValueError(f"acgan.step_size: {self.step_size} must be in (0, 1], for example 0.5")
-        if not self.switch_above >= 0:
-            raise ValueError(f"acgan.switch_above: {self.switch_above} must be 0 or more, for example 2.9")
+        if math.isnan(self.switch_above):
+            raise ValueError("acgan.switch_above: nan is no threshold; take a number, for example 0.2")
         at_least("acgan.switch_after", self.switch_after, 0)
 
     @property

@@ -2,11 +2,11 @@
 
 Per byte the data parallel layout is the better one while it teaches all that the workers' models have in
 common; under skewed data it then stops at a poor average, where the model parallel one goes on. So the hub
-measures at every exchange how far the workers disagree (dance.gan.acgan.skew, 4 kB a worker), and decides
-once, after enough rounds: the run switches if the mean of the last measurements is above a threshold that was
-found by experiment (docs/results.md). It is not asked again, for in the end workers move by noise alone and
-disagree whatever their data. A switch sends nothing but one byte a node and way: after an exchange all nodes
-hold the same reference, and G-Nodes and D-Nodes go on from it, with a fresh Adam at the G-Nodes.
+measures at every exchange how far the workers disagree in the same way as at the one before
+(dance.gan.acgan.skew, 4 kB a worker), and decides once, after enough rounds: the run switches if the mean of
+the last measurements is above a threshold that was found by experiment (docs/results.md). A switch sends
+nothing but one byte a node and way: after an exchange all nodes hold the same reference, and G-Nodes and
+D-Nodes go on from it, with a fresh Adam at the G-Nodes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from torch import Tensor
 from dance.exchange import Exchange
 from dance.gan.acgan.data_parallel import DataParallel
 from dance.gan.acgan.model_parallel import ModelParallel, Nodes
-from dance.gan.acgan.skew import disagreement
 from dance.gan.acgan.team import d_solver
 from dance.gan.acgan.wires import HUB
 from dance.gan.config import RunConfig
@@ -31,7 +30,7 @@ from dance.gan.settings import AcganConfig
 
 _LOG = logging.getLogger("dance.gan")
 
-# The indicator of one exchange is noisy; so many of the last ones are averaged.
+# The indicator of two exchanges is noisy; so many of the last ones are averaged.
 WINDOW = 2
 
 
@@ -70,7 +69,7 @@ class Adaptive:
     def _wants_to_switch(self) -> bool:
         """Asked of the hub; elsewhere no."""
         skew = self._skew()
-        return skew is not None and disagreement(skew, self.config.d_nodes) > self.config.acgan.switch_above
+        return skew is not None and skew > self.config.acgan.switch_above
 
     def _skew(self) -> float | None:
         """The mean of the last measurements, at the hub."""

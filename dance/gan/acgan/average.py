@@ -43,7 +43,7 @@ class FeedbackAverage:
     `num_moments` second moments travel along, uncompressed (0: none). `every`: rounds from one to the next.
     Without `feedback` what a codec could not send is lost here, and `sent` has what each worker did send.
     While `measures` is set, equally at all nodes, workers add a sketch of their vectors, from which the hub
-    knows the `skew` of the last average (dance.gan.acgan.skew).
+    knows the `skew` of the last two averages (dance.gan.acgan.skew), None until there are two.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class FeedbackAverage:
         self.sent: dict[int, Tensor] = {}
         self.measures = False
         self.skew: float | None = None
+        self.sketches: Tensor | None = None  # at the hub: those of the last average
 
     def mean(
         self, vectors: Mapping[int, Tensor], turn: int, moments: Mapping[int, Tensor] | None = None
@@ -91,7 +92,7 @@ class FeedbackAverage:
                     packet = post.packet(moments[node], NONE, node, MOMENT, turn)
                     outbox.append(Message(source=node, target=HUB, kind=MOMENT, packet=packet))
                 if self.measures:
-                    sketcher = sketcher or self._sketcher(turn)
+                    sketcher = sketcher or self._sketcher()
                     packet = post.packet(sketcher(vector), NONE, node, SKETCH, turn)
                     outbox.append(Message(source=node, target=HUB, kind=SKETCH, packet=packet))
         here = HUB in self.wires.here
@@ -116,11 +117,15 @@ class FeedbackAverage:
 
     def state(self, node: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {"residual": self.residuals[node]} if node in self.residuals else {}
+        if node == HUB and self.sketches is not None:
+            tensors["sketches"] = self.sketches
         return tensors, {}
 
     def restore(self, node: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         if node in self.residuals:
             self.residuals[node].copy_(tensors["residual"])
+        if node == HUB and "sketches" in tensors:
+            self.sketches = tensors["sketches"].clone()
 
     def _packet(self, node: int, vector: Tensor, turn: int, peers: Sequence[int]) -> Packet:
         codec = self.wires.choices[node].codec(self.kind, self.numel, turn, peers, every=self.every)
@@ -143,12 +148,15 @@ class FeedbackAverage:
             mean_moment = torch.stack(moments).mean(0)
             packets[MOMENT] = self.wires.post.packet(mean_moment, NONE, HUB, MOMENT, turn)
         if self.measures:
-            self.skew = skew([content(message.packet) for message in arrived if message.kind == SKETCH])
+            before = self.sketches
+            arrived_now = [content(message.packet) for message in arrived if message.kind == SKETCH]
+            self.sketches = torch.stack(arrived_now)
+            self.skew = None if before is None else skew(before, self.sketches)
         return packets
 
-    def _sketcher(self, turn: int) -> Sketcher:
-        """This turn's, equal at all nodes."""
-        return Sketcher(self.numel, derive_seed(self.wires.post.seed, turn, HUB, SKETCH, "draw"))
+    def _sketcher(self) -> Sketcher:
+        """The run's: equal at all nodes and in all turns, whose sketches are compared."""
+        return Sketcher(self.numel, derive_seed(self.wires.post.seed, 0, HUB, SKETCH, "draw"))
 
     def _deliver(
         self, outbox: Sequence[Message], edges: Sequence[tuple[int, int]], turn: int

@@ -251,7 +251,8 @@ class ModelParallel:
         return None if d is None else (d.d_loss, d.g_loss)
 
     def codecs(self, node: int) -> dict[str, str]:
-        return dict(self.wires.choices[node].used)
+        used = dict(self.wires.choices[node].used)
+        return used if self.controller is None else {**used, "period": str(self.controller.recipe.period)}
 
     def state(self, node: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         owner = self.discriminators.get(node) or self.generators[node]

@@ -1,4 +1,4 @@
-"""How far workers' vectors differ, from short sketches of them, whatever codec the vectors travel in.
+"""How far workers' vectors differ for good, from short sketches of them, whatever codec they travel in.
 
 A sketch sums the vector's elements, each with a random sign, into `SIZE` buckets of random elements, so that
 it is linear and keeps energies in the mean: E |sketch(x)|^2 = |x|^2, with a relative standard deviation of
@@ -10,7 +10,6 @@ rounded before, look like disagreement.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -33,25 +32,29 @@ class Sketcher:
         return functional.pad(signed, (0, -len(signed) % SIZE)).view(-1, SIZE).sum(0)
 
 
-def skew(sketches: Sequence[Tensor]) -> float:
-    """mean |x_i|^2 / |mean x_i|^2 of the sketched vectors: 1 where all agree, N where they are orthogonal and
-    equally long, infinite where they cancel.
+def skew(before: Tensor, now: Tensor) -> float:
+    """The energy in which workers' vectors differ in the same way at two exchanges, over what they share.
+
+    `before` and `now`: sketches (N, SIZE) of one draw, in one order of workers. With x_i = shared + own_i,
+    all orthogonal, it is the mean of <own_i before, own_i now> over the geometric mean of both |shared|^2.
+    Data of its own pull a worker the same way again and again; what minibatches and a game that circles do to
+    it is something else each time and drops out. So it is about 0, on either side, for equal data, however
+    much workers differ by chance, and free of their number. Infinite where nothing is shared.
     """
-    stacked = torch.stack(list(sketches)).double()
-    energy = float(stacked.square().sum(1).mean())
-    shared = float(stacked.mean(0).square().sum())
-    if energy == 0:  # nothing moved: nobody disagrees
-        return 1.0
-    return energy / shared if shared else math.inf
-
-
-def disagreement(skew: float, num_workers: int) -> float:
-    """The energy in which workers' vectors differ over what they share, free of the number of workers.
-
-    With x_i = shared + own_i, all orthogonal, skew is (shared + own) / (shared + own / N) in energies, and
-    this is own / shared: 0 where all agree, infinite where nothing is shared.
-    """
-    if not skew > 1:  # one worker alone always agrees with itself
+    count = len(now)
+    if count < 2:  # one worker alone always agrees with itself
         return 0.0
-    rest = 1 - skew / num_workers
-    return (skew - 1) / rest if rest > 0 else math.inf
+    before, now = before.double(), now.double()
+    own_before, own_now = before - before.mean(0), now - now.mean(0)
+    lasting = float((own_before * own_now).sum()) / (count - 1)
+    shared = math.sqrt(_shared(before, own_before) * _shared(now, own_now))
+    if lasting == 0:
+        return 0.0
+    return lasting / shared if shared else math.copysign(math.inf, lasting)
+
+
+def _shared(vectors: Tensor, own: Tensor) -> float:
+    """The energy of what all share: that of the mean less what is left in it of workers' own."""
+    count = len(vectors)
+    energy = vectors.mean(0).square().sum() - own.square().sum() / (count * (count - 1))
+    return max(0.0, float(energy))
