@@ -1,6 +1,7 @@
 """How many rounds a coarser or rarer message costs: rounds to a target FID for each gossip codec and period.
 
-    python benchmarks/studies/rounds.py      about 15 minutes on an idle core; runs that are done are kept
+    python benchmarks/studies/rounds.py          about 15 minutes on an idle core; runs that are done are kept
+    python benchmarks/studies/rounds.py 0.85     one-bit gossip with that step; prints and writes no results
 
 Digits, four D-Nodes with three classes each, AC-GAN through the hub. One run alone is a lottery, so the
 curves of three seeds are averaged and smoothed, and the geometric mean of the rounds to three targets counts:
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, geometric_mean
@@ -38,10 +40,12 @@ RUNS = Path("runs/studies/rounds")
 RESULTS = Path(__file__).parents[1] / "results" / "rounds.json"
 
 
-def fids(recipe: tuple[str, int, str, str], seed: int) -> list[tuple[int, float]]:
-    """(round, FID) at each evaluation of one run."""
+def fids(recipe: tuple[str, int, str, str], seed: int, step: float | None) -> list[tuple[int, float]]:
+    """(round, FID) at each evaluation of one run; `step` is that of one-bit gossip, None: the default."""
     gossip, period, image, feedback = recipe
-    folder = RUNS / f"{gossip}-{period}-{image}-{feedback.split(':')[0]}-{seed}"
+    step = step if gossip == "sign" else None
+    name = f"{gossip}-{period}-{image}-{feedback.split(':')[0]}-{seed}"
+    folder = RUNS / (name if step is None else f"{name}-step-{step:g}")
     if not (folder / "summary.json").exists():
         run(
             RunConfig(
@@ -49,7 +53,7 @@ def fids(recipe: tuple[str, int, str, str], seed: int) -> list[tuple[int, float]
                 gossip_codec=gossip,
                 image_codec=image,
                 feedback_codec=feedback,
-                acgan=AcganConfig(period=period),
+                acgan=AcganConfig(period=period, step_size=step),
                 partition="classes:3",
                 seed=seed,
                 rounds=ROUNDS,
@@ -91,7 +95,8 @@ def joint(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, floa
 
 
 def main() -> None:
-    curves = [joint([fids(recipe, seed) for seed in SEEDS]) for recipe in RECIPES]
+    step = float(sys.argv[1]) if len(sys.argv) > 1 else None
+    curves = [joint([fids(recipe, seed, step) for seed in SEEDS]) for recipe in RECIPES]
     end = curves[0][-1][1]
     rows = []
     for recipe, curve in zip(RECIPES, curves, strict=True):
@@ -102,7 +107,8 @@ def main() -> None:
         values = {"rounds": needed, "mean": mean, "last_fid": curve[-1][1]}
         rows.append({**dict(zip(keys, recipe, strict=True)), **values})
     entry = {"machine": cpu(), "seeds": SEEDS, "targets": [times * end for times in TIMES], "rows": rows}
-    RESULTS.write_text(json.dumps(entry, indent=1) + "\n")
+    if step is None:
+        RESULTS.write_text(json.dumps(entry, indent=1) + "\n")
     print("| gossip | H | images | feedback | rounds to the targets | times the reference | FID at the end |")
     print("|---|---|---|---|---|---|---|")
     for row in rows:
