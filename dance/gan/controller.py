@@ -5,8 +5,8 @@ Every `DWELL` rounds each D-Node tells the hub what it measured of the way from 
 back by its own meters, judges by the slowest links and answers with a recipe's number. Then all change
 together: those codecs that the config leaves to "auto", the gossip's period, and with the codec its step
 size. A link is what its meter believes since the last change that it noticed (dance.bandwidth), its rate
-less 0.84 of its standard deviation: the lower fifth. It costs 96 bytes up and 72 down for each D-Node, every
-20 rounds. Links of G-Nodes other than the hub are not judged.
+less 0.84 of its standard deviation: the lower fifth. It costs 96 bytes up for each D-Node and 72 down for
+each node, every 20 rounds. Links of G-Nodes other than the hub are not judged.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def guide_of(
 
     rounds: dict[Recipe, float] = {}
     traffic: list[RoundTraffic] = []
-    known: dict[tuple[str, ...], Recipe] = {}
+    known: set[tuple[str, ...]] = set()
     for recipe, needed in sorted(ROUNDS.items(), key=lambda each: -each[1]):
         codecs = {
             kind: recipe_codec(recipe, kind, image_numel)
@@ -64,11 +64,10 @@ def guide_of(
             for kind in KINDS
         }
         sent = (*map(str, codecs.values()), str(recipe.period))
-        if (
-            sent in known
-        ):  # the same with codecs that stay: what finer ones would save in rounds is not to be had
+        # Equal but for what stays as it is: the rounds that a finer codec there would save are not to be had.
+        if sent in known:
             continue
-        known[sent] = recipe
+        known.add(sent)
         rounds[recipe] = needed
         gossip = codecs["gossip"].packet_nbytes(theta_numel) / recipe.period
         traffic.append(
