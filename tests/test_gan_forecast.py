@@ -204,6 +204,10 @@ def test_the_recipe_is_nearly_the_fastest_there_is(
     assert seconds[nodes.controller.recipe] <= 1.1 * min(seconds.values())
 
 
+def test_each_window_has_as_many_gossips_a_round_as_a_forecast_takes() -> None:
+    assert {DWELL % recipe.period for recipe in ROUNDS} == {0}
+
+
 def test_rates_down_and_up_are_not_mistaken_for_each_other() -> None:
     nodes = nodes_over(Links(default=Link(rate_mbps=2.0, down_mbps=50.0), nodes={0: Link(rate_mbps=1e6)}))
     run_rounds(nodes, DWELL + 1)
