@@ -17,7 +17,7 @@ from safetensors.torch import load as weights_of
 from dance.data import ImageData, load
 from dance.errors import NonFiniteError
 from dance.metrics import Evaluation, Evaluator
-from dance.metrics.network import features_of
+from dance.metrics.network import SHIPPED, features_of
 
 
 @pytest.fixture(scope="module")
@@ -277,3 +277,19 @@ def test_bad_images_are_named(evaluator: Evaluator, digits: ImageData, tmp_path:
         Evaluator(tiny, cache_dir=tmp_path)
     # and it still works afterwards
     assert evaluator.evaluate_real().fid == pytest.approx(0, abs=1e-6)
+
+
+def test_networks_that_come_with_the_package_are_taken_and_judge_alike_on_every_cpu(
+    digits: ImageData, tmp_path: Path
+) -> None:
+    """A network trained here would give another FID: unlike CPUs end training with unlike weights."""
+    said: list[str] = []
+    evaluator = Evaluator(digits, cache_dir=tmp_path, num_images=1797, on_training=said.append)
+    assert (said, list(tmp_path.iterdir())) == ([], [])
+    mirrored = iter(torch.split(digits.images.flip(3), 1000))
+    result = evaluator.evaluate(lambda _: next(mirrored))
+    assert result.fid == pytest.approx(208.513, rel=1e-3)  # features round otherwise on another CPU
+    assert result.score == pytest.approx(5.979, rel=1e-3)
+    assert {path.name.partition("-")[0] for path in SHIPPED.glob("*.safetensors")} == {
+        "cifar10", "digits", "fashion", "mnist",
+    }  # fmt: skip

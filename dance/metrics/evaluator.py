@@ -74,9 +74,10 @@ class _Identity(nn.Module):
 class Evaluator:
     """Evaluates a generator against the real images of `data`.
 
-    The classifier is trained on the first use of a data set (digits: seconds; MNIST: a minute or two) and
-    cached under `cache_dir` (default: $DANCE_CACHE or the platform's cache folder); processes that ask at
-    once wait for one of them. Images without labels: the network is an autoencoder's encoder, and only the
+    The classifier of digits, MNIST, Fashion-MNIST and CIFAR-10 comes with the package, so that their figures
+    compare between machines. That of other data is trained on their first use (a minute or two) and cached
+    under `cache_dir` (default: $DANCE_CACHE or the platform's cache folder); processes that ask at once wait
+    for one of them. Images without labels: the network is an autoencoder's encoder, and only the
     FID is given.
     accuracy: the classifier's share of right answers on images it has not seen; None without labels.
     """
