@@ -62,12 +62,12 @@ def adaptive(config: RunConfig, rounds: int = 0) -> Adaptive:
 def test_exact_workers_are_one_process_with_all_their_batches(solver: str) -> None:
     """The oracle: torch's optimizers on the joined batches of all workers, R1 included."""
     config = replace(TINY, d_optimizer=solver, g_optimizer=solver, acgan=EXACT)  # type: ignore[arg-type]
-    config = replace(config, d_learning_rate=0.01, g_learning_rate=0.01)
+    config = replace(config, d_learning_rate=0.01, g_learning_rate=0.01, beta1=0.5)
     nodes = data_parallel(config)
     g, d = build_generator(config, SHAPE, 0).net.module, discriminator_net(config, SHAPE).module
     kinds = {
-        "adam": lambda p: torch.optim.Adam(p, lr=0.01, betas=(config.beta1, config.beta2)),
-        "sgd": lambda p: torch.optim.SGD(p, lr=0.01, momentum=config.beta1),
+        "adam": lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.5, config.beta2)),
+        "sgd": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.5),
     }
     g_solver, d_solver = kinds[solver](g.parameters()), kinds[solver](d.parameters())
     for r in range(4):
@@ -158,7 +158,8 @@ def test_data_parallel_workers_send_nothing_but_at_exchanges() -> None:
 
 
 def test_gossiping_generators_need_no_hub_and_come_together() -> None:
-    config = replace(TINY, topology="ring", d_nodes=4, acgan=AcganConfig(g_sync="choco", sync_period=2))
+    settings = AcganConfig(g_sync="choco", sync_period=2)
+    config = replace(TINY, topology="ring", d_nodes=4, beta1=0.5, acgan=settings)
 
     def spread(config: RunConfig) -> float:
         nodes = data_parallel(config, rounds=20)

@@ -20,7 +20,7 @@ pytest.importorskip("torch")
 pytest.importorskip("torchmetrics")
 
 from dance import cli
-from dance.compare import Finished, Method, parse_methods, read_run
+from dance.compare import Finished, Method, execute, parse_methods, read_run
 from dance.compare.command import labelled
 from dance.compare.curves import MEGABYTES, ROUNDS, at_most, curves_of, marks_of, points
 from dance.compare.estimate import Estimate
@@ -310,6 +310,21 @@ def test_runs_of_one_method_and_seed_in_several_folders_are_followed_apart(tmp_p
     left = estimate.left_s()
     assert left is not None
     assert left > 0
+
+
+def test_runs_of_one_method_and_seed_side_by_side_each_have_their_own_settings(tmp_path: Path) -> None:
+    (method,) = parse_methods(["standalone"])
+    base = RunConfig(simulate=True, batch_size=8, evaluate_images=100, evaluate_every=0)
+    runs = [
+        PlannedRun(
+            method=method,
+            seed=0,
+            config=method.config(replace(base, rounds=rounds), seed=0, out=str(tmp_path / str(rounds))),
+        )
+        for rounds in (3, 4)
+    ]
+    assert execute(runs, jobs=2).failures == {}
+    assert [read_run(one.folder).summary["rounds"] for one in runs] == [3, 4]
 
 
 def test_ctrl_c_and_the_next_call_goes_on(tmp_path: Path) -> None:

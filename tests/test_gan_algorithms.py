@@ -149,7 +149,8 @@ def test_with_auto_nodes_of_different_codecs_take_equal_steps_and_keep_the_mean(
     for r in range(100):
         nodes.team.aggregate(r)
     assert {str(node.codec) for node in gossip.nodes.values()} >= {"none", "sign:block=256"}
-    assert {node.step_size for node in gossip.nodes.values()} == {0.5}, "the least of the candidates"
+    least = 0.9 if topology == "hub" else 0.5  # of int8 and of sign
+    assert {node.step_size for node in gossip.nodes.values()} == {least}, "of the candidates"
     y = torch.stack(thetas).double()
     assert float((y.mean(0) - x.mean(0)).norm() / x.norm(dim=1).mean()) <= 1e-6
     assert float((y - y.mean(0)).norm()) < 0.1 * float((x - x.mean(0)).norm())
@@ -162,8 +163,9 @@ def test_all_nodes_halve_in_the_round_in_which_they_ask_each_other(topology: str
     gossip = nodes.team.gossip
     assert gossip is not None
     gossip.nodes[2].pace.alarm = True  # as if its guard had fired
+    step_size = 0.95 if topology == "hub" else 0.5
     for r in range(9):
-        assert {node.step_size for node in gossip.nodes.values()} == {0.5 if r < 8 else 0.25}
+        assert {node.step_size for node in gossip.nodes.values()} == {step_size if r < 8 else step_size / 2}
         nodes.round(r)
     assert not any(node.alarm for node in gossip.nodes.values())
 

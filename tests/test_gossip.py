@@ -181,12 +181,32 @@ def test_the_hub_agrees_and_all_hold_the_same_relayed_copy(text: str) -> None:
     assert drift <= 1e-6
 
 
+def test_signs_agree_through_a_hub_at_their_step_and_end_on_a_limit_cycle_at_half_of_it() -> None:
+    def apart(step_size: float | str, number: int) -> float:
+        """What is left of the nodes' distance to their mean, of their size, after 400 gossips."""
+        thetas = vectors(number)
+        nodes, relay = hub(thetas, codec="sign", step_size=step_size, guard=False)
+        size = float(torch.stack(thetas).norm(dim=1).mean())
+        for _ in range(400):
+            through(nodes, relay)
+        x = torch.stack(thetas).double()
+        return float((x - x.mean(0)).norm()) / size
+
+    for number in (3, 4, 8, 16):
+        assert apart("auto", number) < 1e-6
+        assert apart(0.5, number) > 1e-3
+
+
 @pytest.mark.parametrize("text", ["none", "int8", "sign"])
 def test_the_mean_through_a_hub_does_not_drift_with_the_rounds(text: str) -> None:
-    """The relay sends what it has exactly, so all that could move the mean is rounding."""
+    """The relay sends what it has exactly, so all that could move the mean is rounding.
+
+    Signs at a step at which nodes do not come to agree to the last bits: there roundings are the same at all
+    of them, and the mean moves by 1.1e-6 in 1,000 rounds.
+    """
     thetas = vectors(6)
     x = torch.stack(thetas).double()
-    nodes, relay = hub(thetas, codec=text)
+    nodes, relay = hub(thetas, codec=text, step_size=0.5 if text == "sign" else "auto")
     relay.codec = "none"
     drifts = []
     for number in range(1, 1001):
@@ -260,7 +280,7 @@ def test_a_resumed_hub_has_the_bits_of_an_uninterrupted_one() -> None:
     for node, other in zip(again, nodes, strict=True):
         assert torch.equal(node.theta, other.theta)
         assert_equal_state(node, other)
-        assert node.step_size == 0.25
+        assert node.step_size == 0.475
     assert_equal_state(relay, relay_again)
 
 
@@ -400,7 +420,7 @@ def test_halvings_outlast_a_change_of_codec() -> None:
     node = nodes_on(topology.ring(8), vectors(8), codec="sign")[0]
     (hub_node, *_), _ = hub(vectors(2), codec="sign")
     fixed = nodes_on(topology.ring(8), vectors(8), codec="sign", step_size=0.3)[0]
-    cases: list[tuple[Any, float, float]] = [(node, 0.5, 0.9), (hub_node, 0.5, 0.9), (fixed, 0.3, 0.3)]
+    cases: list[tuple[Any, float, float]] = [(node, 0.5, 0.9), (hub_node, 0.95, 0.9), (fixed, 0.3, 0.3)]
     for each, before, after in cases:
         each.halve()
         each.halve()
@@ -426,7 +446,7 @@ def test_automatic_step_sizes() -> None:
         }
     )
     assert default_step_size("topk:ratio=1.0") == pytest.approx(0.9)
-    assert default_step_size("sign") == 0.5
+    assert default_step_size("sign") == 0.95
     assert default_step_size("topk:ratio=0.1") == pytest.approx(0.3 * 4 / 9)
     assert default_step_size("none", topology.complete(8)) == 1.0
     assert default_step_size("topk:ratio=0.1", topology.complete(8)) == pytest.approx(0.3 * (16 / 21) ** 2)

@@ -19,7 +19,8 @@ class Names:
     """The methods that the claims about a group are about; the rivals at their best learning rates in it."""
 
     group: str
-    hubs: tuple[tuple[str, str], ...]  # with block Adam and with local Adam, one pair a step size
+    hub: str
+    local: str  # the hub with local Adam
     adaptive: str
     md: str
     fl: str
@@ -41,13 +42,12 @@ _Row = tuple[str, str, str, bool]
 def _skewed(results: Results, names: Names) -> Iterator[_Row]:
     group = names.group
     adaptive, md, fl = (good(results, group, label) for label in (names.adaptive, names.md, names.fl))
-    for label, local in names.hubs:
-        hub = good(results, group, label)
-        for rival, runs, most in ((names.md, md, 0.55), (names.fl, fl, 0.65)):
-            yield from _ratio(f"{group}: FID of {label} / {rival}", hub, runs, "fid", most)
-        yield from _ratio(f"{group}: bytes of {label} / {names.md}", hub, md, "bytes_per_node", 0.55)
-        yield from _ratio(f"{group}: FID of {label} / {local}", hub, good(results, group, local), "fid", 0.7)
-    for label in (*(label for label, _ in names.hubs), names.adaptive):
+    hub, local = (good(results, group, label) for label in (names.hub, names.local))
+    for rival, runs, most in ((names.md, md, 0.55), (names.fl, fl, 0.65)):
+        yield from _ratio(f"{group}: FID of {names.hub} / {rival}", hub, runs, "fid", most)
+    yield from _ratio(f"{group}: bytes of {names.hub} / {names.md}", hub, md, "bytes_per_node", 0.55)
+    yield from _ratio(f"{group}: FID of {names.hub} / {names.local}", hub, local, "fid", 0.7)
+    for label in (names.hub, names.adaptive):
         runs = good(results, group, label)
         yield from _saved(
             f"{group}: bytes of {names.md} / {label}, until the former's last FID", md, runs, 7.0
@@ -93,10 +93,8 @@ def _even(results: Results, names: Names) -> Iterator[_Row]:
         target = fmean(halves)
         words = f"{group}: bytes of {names.md} / {names.adaptive}, until {names.fl}'s FID at half its rounds"
         yield from _factor(words, md, adaptive, target, 12.0)
-    for label, _ in names.hubs:
-        yield from _ratio(
-            f"{group}: FID of {label} / {names.md}", good(results, group, label), md, "fid", 0.92
-        )
+    hub = good(results, group, names.hub)
+    yield from _ratio(f"{group}: FID of {names.hub} / {names.md}", hub, md, "fid", 0.92)
 
 
 def _ratio(words: str, ours: Sequence[Run], theirs: Sequence[Run], name: str, most: float) -> Iterator[_Row]:

@@ -21,10 +21,10 @@ HUB, ADAPTIVE = "AC-GAN hub, sign", "AC-GAN adaptive"
 # The adaptive layout without its first phase, and with more bytes for it.
 LOW, FINE = "AC-GAN low-rank", "AC-GAN adaptive, int4 every 100 rounds"
 LOCAL = "AC-GAN hub, sign, local Adam"
-FAR, FAR_LOCAL = "AC-GAN hub, sign, step 0.85", "AC-GAN hub, sign, step 0.85, local Adam"
 MD, FL, GOSSIP = "MD-GAN", "FL-GAN", "Gossip GAN"
 OURS = "with our codecs"
 INT4 = "int4 differences"
+STILL = "no momentum"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,22 +58,28 @@ class Setting:
                 yield self._run(group, rival, 0, rate)
         best = {rival: best_rate(results, group, labels) for rival, labels in swept.items()}
         for seed in self.seeds:
-            for label in (HUB, ADAPTIVE, *((FAR,) if self.parts else ())):
+            for label in (HUB, ADAPTIVE):
                 yield self._run(group, label, seed)
             for rival, rate in best.items():
                 if rate is not None:
                     yield self._run(group, rival, seed, rate)
-                    if self.parts and rival in CODECS[OURS]:
-                        for more in (OURS, INT4) if rival == FL else (OURS,):
-                            yield self._run(group, rival, seed, rate, more)
+                    for more in self._variants(rival, seed):
+                        yield self._run(group, rival, seed, rate, more)
             if self.parts:
-                for label in (FINE,) if group == EVEN else (LOCAL, FAR_LOCAL, LOW):
+                for label in (FINE,) if group == EVEN else (LOCAL, LOW):
                     yield self._run(group, label, seed)
 
+    def _variants(self, rival: str, seed: int) -> Iterator[str]:
+        """What else is done with a rival at its best rate."""
+        if self.parts:
+            yield from (text for text, changes in VARIANTS.items() if rival in changes)
+            if seed == 0:
+                yield STILL
+
     def _run(
-        self, group: str, name: str, seed: int, rate: float | None = None, codecs: str | None = None
+        self, group: str, name: str, seed: int, rate: float | None = None, variant: str | None = None
     ) -> Wanted:
-        """`codecs`: OURS or INT4, of a rival."""
+        """`variant`: OURS, INT4 or STILL, of a rival."""
         common = {
             **self.common,
             "partition": group,
@@ -82,15 +88,15 @@ class Setting:
             "stack": "auto",
         }
         common |= self._length(name, group)
-        if name == ADAPTIVE or (name == FL and codecs == OURS):
+        if name == ADAPTIVE or (name == FL and variant == OURS):
             common["evaluate_megabytes"] = [*FEW, *MARKS]
         label = name if rate is None else _label(name, rate)
         return Wanted(
             group=group,
             method=Method(
-                label=f"{label}, {codecs}" if codecs else label,
+                label=f"{label}, {variant}" if variant else label,
                 algorithm=ALGORITHMS.get(name, "ac-gan"),
-                changes={**CHANGES[name], **_rate(rate), **(CODECS[codecs][name] if codecs else {})},
+                changes={**CHANGES[name], **_rate(rate), **_changes(name, variant)},
             ),
             seed=seed,
             common=common,
@@ -118,6 +124,10 @@ def _rate(rate: float | None) -> dict[str, Any]:
     return {} if rate is None else {"d_learning_rate": rate, "g_learning_rate": rate}
 
 
+def _changes(name: str, variant: str | None) -> Mapping[str, Any]:
+    return {"beta1": 0.0} if variant == STILL else VARIANTS[variant][name] if variant else {}
+
+
 _SIGN = {"gossip_codec": "sign", "image_codec": "int8"}
 CHANGES: Mapping[str, Mapping[str, Any]] = {
     HUB: {**_SIGN, "layout": "model-parallel"},
@@ -131,8 +141,6 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
         "image_codec": "int4",
     },
     LOCAL: {**_SIGN, "layout": "model-parallel", "d_optimizer": "adam"},
-    FAR: {**_SIGN, "layout": "model-parallel", "acgan.step_size": 0.85},
-    FAR_LOCAL: {**_SIGN, "layout": "model-parallel", "d_optimizer": "adam", "acgan.step_size": 0.85},
     MD: {},
     FL: {},
     GOSSIP: {},
@@ -146,7 +154,7 @@ WITH_OUR_CODECS: Mapping[str, Mapping[str, Any]] = {
     },
     FL: {"flgan.deltas": True, "flgan.up_codec": "sign", "flgan.down_codec": "sign"},
 }
-CODECS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     OURS: WITH_OUR_CODECS,
     INT4: {FL: {"flgan.deltas": True, "flgan.up_codec": "int4", "flgan.down_codec": "int4"}},
 }
@@ -166,7 +174,7 @@ def tables(setting: Setting, results: Results) -> str:
         ]
         names = _names(setting, results, group)
         rivals = [names.md, names.fl, *(f"{rival}, {OURS}" for rival in (names.md, names.fl))]
-        parts.append(factors(results, group, [HUB, FAR, ADAPTIVE], rivals))
+        parts.append(factors(results, group, [HUB, ADAPTIVE], rivals))
     skewed, even = (_names(setting, results, group) for group in (SKEWED, EVEN))
     if setting.parts and (text := claims(results, skewed, even)):
         parts += ["#### What was aimed at", text]
@@ -179,8 +187,7 @@ def _names(setting: Setting, results: Results, group: str) -> Names:
     for rival in (MD, FL):
         rate = best_rate(results, group, {rate: _label(rival, rate) for rate in setting.rates})
         found[rival] = _label(rival, setting.rates[0] if rate is None else rate)
-    hubs = ((HUB, LOCAL), (FAR, FAR_LOCAL))
-    return Names(group=group, hubs=hubs, adaptive=ADAPTIVE, md=found[MD], fl=found[FL], ours=OURS)
+    return Names(group=group, hub=HUB, local=LOCAL, adaptive=ADAPTIVE, md=found[MD], fl=found[FL], ours=OURS)
 
 
 def _shown(setting: Setting, group: str, results: Results) -> list[str]:
@@ -190,9 +197,8 @@ def _shown(setting: Setting, group: str, results: Results) -> list[str]:
 CUT = (
     "FL-GAN ends at 31 MB, in one bit at 1 or 2; the adaptive layout at 61, or iid, where it sends no more "
     "in 5,750 rounds, at 4. Beyond a method's end the tables show its best FID ever, in square brackets. "
-    "Rates of the rivals are swept on seed 0; ours are 0.001, not swept. The hub's step is 0.5 by "
-    "default; 0.85 was chosen on seeds 0 and 1. Gossip GAN is judged by one worker's generator, for it has "
-    "no other."
+    "Rates of the rivals are swept on seed 0; ours are 0.001. Gossip GAN is judged by one worker's "
+    "generator, for it has no other."
 )
 
 

@@ -157,7 +157,7 @@ def _interrupt(under_way: Mapping[int, tuple[PlannedRun, subprocess.Popen[bytes]
 def _start(one: PlannedRun, requests: Path) -> subprocess.Popen[bytes]:
     with writing(one.folder):
         one.folder.mkdir(parents=True, exist_ok=True)
-    request = requests / f"{one.method.slug}-{one.seed}.json"
+    request = requests / f"{len(list(requests.iterdir()))}.json"  # equal methods and seeds may differ in data
     write_atomic(request, json.dumps(one.config.to_json()).encode())
     # A process of its own, not a thread: torch's threads and Ctrl-C belong to a process.
     threads = {"OMP_NUM_THREADS": str(one.config.threads)}

@@ -13,6 +13,7 @@ _RING_OF_8 = {"none": 1.0, "fp16": 0.9, "bf16": 0.9, "int8": 0.9, "sign": 0.5}
 _TOPK_PER_RATIO = 3.0  # 0.3 at 10 %, 0.03 at 1 %
 _PER_CONTRACTION = 3.0  # a codec without an entry: as top-k of the same contraction
 _CAP = 0.9
+_HUB = {"sign": 0.95}  # through a hub, of what is not as fine as _FINE
 _RING_PULL = 2.0 / 3.0  # 1 - w_ii on that ring
 _FINE = 0.7  # a codec that contracts at least so much is stable at its step size on any graph
 
@@ -24,8 +25,10 @@ def default_step_size(codec: Like, topology: Topology | None = None) -> float:
     Scaling by the spectral gap, the first idea, is wrong: top-10 % diverges at 0.3 on the complete graph of 8
     (gap 1) and on the star (1/8) and not on a ring of 32 (1/78: pytest tests/test_consensus.py -k spectral).
     What a step may be depends on how much weight a node gives away, not on how fast the graph mixes. At a hub
-    all of it counts as given away, but for sign, which is known to work at 0.5. Raises ValueError for a graph
-    that never agrees and for a codec of unknown contraction.
+    all of it counts as given away, but for sign: below 0.9 the nodes end on a limit cycle, a few per cent of
+    their size apart, above they agree to the last bits (pytest tests/test_gossip.py -k limit_cycle), and
+    discriminators that agree train better generators (docs/results.md). Raises ValueError for a graph that
+    never agrees and for a codec of unknown contraction.
     """
     c = to_codec(codec)
     contraction = c.contraction
@@ -41,10 +44,10 @@ def default_step_size(codec: Like, topology: Topology | None = None) -> float:
         base = min(_CAP, _TOPK_PER_RATIO * contraction)
     else:
         base = _RING_OF_8.get(c.name, min(_CAP, _PER_CONTRACTION * contraction))
-    if contraction >= _FINE or (topology is None and c.name == "sign"):
+    if contraction >= _FINE:
         return base
     if topology is None:
-        return base * _RING_PULL**2
+        return _HUB.get(c.name, base * _RING_PULL**2)
     pull = max(float(1.0 - np.diag(topology.weights(step)).min()) for step in range(topology.period))
     return base * min(1.0, (_RING_PULL / pull) ** 2) if pull > 0.0 else base
 

@@ -1,8 +1,8 @@
 """The networks whose features and classes images are judged by: one a data set, trained from a seed.
 
-Those of digits, MNIST, Fashion-MNIST and CIFAR-10 come with the package, in networks/, so that figures of unlike
-machines compare: training ends elsewhere on another CPU, where sums round otherwise, and with the network
-every FID moves by up to a tenth. Networks of other data are trained here, once, and cached.
+Those of digits, MNIST, Fashion-MNIST and CIFAR-10 come with the package, in networks/, so that figures of
+unlike machines compare: on another CPU, where sums round otherwise, training ends elsewhere, and with the
+network every FID moves by up to a tenth. Networks of other data are trained here, once, and cached.
 `python -m benchmarks.networks` trains what the package has.
 """
 
