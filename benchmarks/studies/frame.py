@@ -136,14 +136,20 @@ def best_rate(results: Results, group: str, labels: Mapping[float, str]) -> floa
     """The learning rate whose run on seed 0 ended with the least FID; None while one is not there."""
     found: dict[float, float] = {}
     for rate, label in labels.items():
-        runs = [run for run in results.of(group, label) if run["seed"] == 0]
-        if not runs:
+        fid = last_fid(results, group, label)
+        if fid is None:
             return None
-        value = runs[0]["summary"].get("fid")
-        # The last evaluations' mean: one alone is a lottery.
-        tail = [point["fid"] for point in runs[0]["curve"][-3:] if point.get("fid") is not None]
-        found[rate] = float("inf") if runs[0]["diverged"] or value is None else statistics.fmean(tail)
+        found[rate] = fid
     return min(found, key=lambda rate: found[rate])
+
+
+def last_fid(results: Results, group: str, label: str) -> float | None:
+    """What seed 0 ended with, of a method: the last evaluations' mean, for one alone is a lottery."""
+    runs = [run for run in results.of(group, label) if run["seed"] == 0]
+    if not runs:
+        return None
+    tail = [point["fid"] for point in runs[0]["curve"][-3:] if point.get("fid") is not None]
+    return float("inf") if runs[0]["diverged"] or not tail else statistics.fmean(tail)
 
 
 def _settings(wanted: Wanted, is_quick: bool) -> dict[str, Any]:

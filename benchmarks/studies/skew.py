@@ -39,6 +39,7 @@ MADE_WITH: dict[str, Any] = {
     "codec": SETTINGS.sync_codec,
     "sketch": SIZE,
     "of": "two exchanges",
+    "beta1": RunConfig().beta1,
 }
 RUNS = Path("runs/studies/skew")
 RESULTS = Path(__file__).parents[1] / "results" / "skew.json"

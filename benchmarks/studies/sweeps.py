@@ -14,7 +14,7 @@ from dance.compare.plan import growing
 from dance.compare.table import cell_of, short, text_of
 
 FASHION = {"data": "fashion-mnist", "evaluate_every": 0, "checkpoint_every": 500, "stack": "auto"}
-RATE = {"d_learning_rate": 1e-3, "g_learning_rate": 1e-3}
+RIVAL = {"d_learning_rate": 1e-3, "g_learning_rate": 1e-3, "beta1": 0.5}
 # As measured first: images in int8.
 HUB = {"layout": "model-parallel", "image_codec": "int8"}
 LOW: Mapping[str, Any] = {"layout": "model-parallel", "acgan.aggregation": "low-rank"}
@@ -45,8 +45,8 @@ SCALES = {4: 1000, 16: 600, 64: 300}
 _SCALED = (
     _method("AC-GAN adaptive"),
     _method("AC-GAN hub, sign", **HUB),
-    _method("MD-GAN", "md-gan", **RATE),
-    _method("FL-GAN", "fl-gan", **RATE),
+    _method("MD-GAN", "md-gan", **RIVAL),
+    _method("FL-GAN", "fl-gan", **RIVAL),
 )
 
 
@@ -99,7 +99,7 @@ _CODEC_GROUP = "classes:2, 1,000 rounds"
 
 
 def _codecs(results: Results) -> list[Wanted]:
-    common = {**FASHION, "partition": "classes:2", "d_nodes": 8, **_length(1000)}
+    common = {**FASHION, "partition": "classes:2", "d_nodes": 8, **_length(1000, 2.0)}
     return [
         Wanted(group=_CODEC_GROUP, method=_method(label, **{**HUB, **changes}), seed=seed, common=common)
         for seed in (0, 1, 2)
@@ -174,10 +174,10 @@ def _gaussians(results: Results) -> list[Wanted]:
         _method("AC-GAN hub, sign", **HUB),
         _method("AC-GAN hub, sign, local Adam", d_optimizer="adam", **HUB),
         _method("AC-GAN hub, float32", gossip_codec="none", **HUB),
-        _method("MD-GAN", "md-gan"),
-        _method(f"MD-GAN, {OURS}", "md-gan", **WITH_OUR_CODECS["MD-GAN"]),
-        _method("FL-GAN", "fl-gan"),
-        _method("Gossip GAN", "gossip-gan"),
+        _method("MD-GAN", "md-gan", beta1=0.5),
+        _method(f"MD-GAN, {OURS}", "md-gan", beta1=0.5, **WITH_OUR_CODECS["MD-GAN"]),
+        _method("FL-GAN", "fl-gan", beta1=0.5),
+        _method("Gossip GAN", "gossip-gan", beta1=0.5),
         _method("standalone, all modes in one place", "standalone"),
     )
     return [

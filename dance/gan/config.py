@@ -101,9 +101,8 @@ class RunConfig:
     """Rounds in which the discriminators' learning rate falls linearly to zero; 0: it does not."""
     g_decay_rounds: int = 0
     """Rounds in which the generators' learning rate falls linearly to zero; 0: it does not."""
-    beta1: float | None = None
-    """First-moment decay of Adam and block Adam, momentum of sgd; None: 0 for ac-gan and standalone, 0.5 for
-    the others."""
+    beta1: float = 0.0
+    """First-moment decay of Adam and block Adam, momentum of sgd."""
     beta2: float = 0.999
     """Second-moment decay of Adam and block Adam."""
     loss: Loss = "non-saturating"
@@ -303,9 +302,8 @@ def validate(config: RunConfig) -> None:
         if rate is not None and not 0 < rate < float("inf"):
             raise ValueError(f"{name}: {rate} must be positive, for example 0.001")
     for name in ("beta1", "beta2", "ema"):
-        value = getattr(config, name)
-        if value is not None and not 0 <= value < 1:
-            raise ValueError(f"{name}: {value} must be in [0, 1)")
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name}: {getattr(config, name)} must be in [0, 1)")
     for name in ("r1", "gradient_penalty"):
         if not 0 <= getattr(config, name) < float("inf"):
             raise ValueError(f"{name}: {getattr(config, name)} must be 0 (no penalty) or positive")

@@ -250,7 +250,7 @@ class DNode:
 def build_generator(config: RunConfig, image_shape: Sequence[int], node: int) -> GNode:
     """A G-Node; all of a run start from the same weights."""
     net = seeded_generator(derive_seed(config.seed, 0, 0, "w", "init"), config, image_shape)
-    rates = _rates(config, g_learning_rate(config))
+    rates = Rates(learning_rate=g_learning_rate(config), beta1=config.beta1, beta2=config.beta2)
     return GNode(node, net, optimizer(config.g_optimizer, net.sizes, rates), config)
 
 
@@ -267,17 +267,8 @@ def build_discriminator(config: RunConfig, solver: str, batches: Batches) -> DNo
 
 def discriminator_solver(config: RunConfig, solver: str, net: FlatModule) -> Optimizer:
     """A fresh optimizer named `solver` for a discriminator."""
-    return optimizer(solver, net.sizes, _rates(config, d_learning_rate(config)))
-
-
-def _rates(config: RunConfig, learning_rate: float) -> Rates:
-    """Without momentum AC-GAN's running average is far better; its rivals do not gain (docs/results.md)."""
-    usual = 0.0 if config.algorithm in ("ac-gan", "standalone") else 0.5
-    return Rates(
-        learning_rate=learning_rate,
-        beta1=usual if config.beta1 is None else config.beta1,
-        beta2=config.beta2,
-    )
+    rates = Rates(learning_rate=d_learning_rate(config), beta1=config.beta1, beta2=config.beta2)
+    return optimizer(solver, net.sizes, rates)
 
 
 def _keep_own_moment(solver: Optimizer) -> None:

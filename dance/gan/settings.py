@@ -71,7 +71,7 @@ class AcganConfig:
     """Data parallel and adaptive: rounds between two exchanges of models."""
     sync_codec: str = "sign"
     """Data parallel and adaptive: codec of exchanged models, or auto."""
-    switch_above: float = 0.15
+    switch_above: float = 0.24
     """Adaptive layout: go model parallel where workers' changes differ, in the same way from one exchange to
     the next, by more than so many times what they share."""
     switch_after: int = 800
@@ -99,7 +99,7 @@ class AcganConfig:
         if self.step_size is not None and not 0 < self.step_size <= 1:
             raise ValueError(f"acgan.step_size: {self.step_size} must be in (0, 1], for example 0.5")
         if math.isnan(self.switch_above):
-            raise ValueError("acgan.switch_above: nan is no threshold; take a number, for example 0.15")
+            raise ValueError("acgan.switch_above: nan is no threshold; take a number, for example 0.24")
         at_least("acgan.switch_after", self.switch_after, 0)
 
     @property
