@@ -181,7 +181,7 @@ def test_the_hub_agrees_and_all_hold_the_same_relayed_copy(text: str) -> None:
     assert drift <= 1e-6
 
 
-def test_signs_agree_through_a_hub_at_their_step_and_end_on_a_limit_cycle_at_half_of_it() -> None:
+def test_signs_agree_through_a_hub_at_their_step_and_end_on_a_limit_cycle_at_smaller_ones() -> None:
     def apart(step_size: float | str, number: int) -> float:
         """What is left of the nodes' distance to their mean, of their size, after 400 gossips."""
         thetas = vectors(number)
@@ -193,20 +193,22 @@ def test_signs_agree_through_a_hub_at_their_step_and_end_on_a_limit_cycle_at_hal
         return float((x - x.mean(0)).norm()) / size
 
     for number in (3, 4, 8, 16):
-        assert apart("auto", number) < 1e-6
-        assert apart(0.5, number) > 1e-3
+        assert max(apart(step_size, number) for step_size in ("auto", 0.9)) < 1e-6
+        assert min(apart(step_size, number) for step_size in (0.5, 0.7)) > 1e-2
 
 
-@pytest.mark.parametrize("text", ["none", "int8", "sign"])
-def test_the_mean_through_a_hub_does_not_drift_with_the_rounds(text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "step_size"), [("none", "auto"), ("int8", "auto"), ("sign", 0.5), ("sign", "auto")]
+)
+def test_the_mean_through_a_hub_does_not_drift_with_the_rounds(text: str, step_size: float | str) -> None:
     """The relay sends what it has exactly, so all that could move the mean is rounding.
 
-    Signs at a step at which nodes do not come to agree to the last bits: there roundings are the same at all
-    of them, and the mean moves by 1.1e-6 in 1,000 rounds.
+    With signs at their own step all nodes come to hold the same bits. They then round alike, and the mean
+    wanders as one theta does, by half a last bit (2^-24) a round at most: sqrt(1000) of them in 1,000 rounds.
     """
     thetas = vectors(6)
     x = torch.stack(thetas).double()
-    nodes, relay = hub(thetas, codec=text, step_size=0.5 if text == "sign" else "auto")
+    nodes, relay = hub(thetas, codec=text, step_size=step_size)
     relay.codec = "none"
     drifts = []
     for number in range(1, 1001):
@@ -214,8 +216,11 @@ def test_the_mean_through_a_hub_does_not_drift_with_the_rounds(text: str) -> Non
         if number in (100, 1000):
             mean = torch.stack(thetas).double().mean(0)
             drifts.append(float((mean - x.mean(0)).norm() / x.norm(dim=1).mean()))
-    assert drifts[1] <= 1e-6
-    assert drifts[1] <= 5 * drifts[0], "theta's own rounding wanders: ten times the rounds, sqrt(10)"
+    if (text, step_size) == ("sign", "auto"):
+        assert drifts[1] <= 1000**0.5 * 2**-24
+    else:
+        assert drifts[1] <= 1e-6
+        assert drifts[1] <= 5 * drifts[0], "theta's own rounding wanders: ten times the rounds, sqrt(10)"
     assert not agree(nodes), "no guard fired"
 
 

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("tyro")
 
-from benchmarks.studies import images
+from benchmarks.studies import frame, images
 from benchmarks.studies.frame import RUNS, Results, Wanted, best_rate, planned
 from benchmarks.studies.listing import STUDIES
 from benchmarks.studies.text import at_bytes, factors, finals
@@ -133,6 +133,31 @@ def test_tables_are_read_off_the_curves(results: Results, tmp_path: Path) -> Non
     first = _rows(finals(results, images.SKEWED, labels))[0]
     assert first[:3] == [images.HUB, "1", "**100**"]
     assert "2" in first  # classes over 2 %
+
+
+@pytest.mark.parametrize(("still", "gains"), [(170.0, True), (190.0, False)])
+def test_a_rival_goes_without_momentum_where_that_is_better_by_a_tenth(
+    still: float, gains: bool, results: Results, tmp_path: Path
+) -> None:
+    for rate, end in zip(images.RATES, (200.0, 300.0, 300.0), strict=True):
+        _done(results, _first(results, f"MD-GAN, rate {rate:g}"), [400.0, end, end, end], tmp_path)
+    best = f"MD-GAN, rate {images.RATES[0]:g}"
+    _done(results, _first(results, f"{best}, {images.STILL}"), [400.0, still, still, still], tmp_path)
+    taken = f"{best}, {images.STILL}" if gains else best
+    asked = [each.method for each in images.FASHION.wanted(results) if each.seed == 1]
+    momenta = {method.label: method.changes["beta1"] for method in asked if method.label.startswith("MD")}
+    assert momenta == dict.fromkeys((taken, f"{taken}, {images.OURS}"), 0.0 if gains else 0.5)
+    assert images._names(images.FASHION, results, images.SKEWED).md == taken
+
+
+def test_runs_with_other_defaults_are_wanted_again(
+    results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = _first(results, images.HUB)
+    _done(results, wanted, [300.0], tmp_path)
+    assert results.has(wanted)
+    monkeypatch.setattr(frame, "default_step_size", lambda _: 0.5)
+    assert not results.has(wanted)
 
 
 def test_claims_are_judged_by_the_figures(results: Results, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def _even(results: Results, names: Names) -> Iterator[_Row]:
             if (mine := _present(adaptive, mark)) and (theirs := _present(runs, mark))
         ]
         if ratios:
-            at = "5, 10, 20, 30 MB or its end, worst mark, mean of seeds"
+            at = "5, 10, 20, 30 MB (beyond an end its best), worst mark, mean of seeds"
             words = f"{group}: FID of {names.adaptive} / {rival} at {at}"
             yield words, "<= 1", f"{max(ratios):.2f}", max(ratios) <= 1
     if fl and md and adaptive:

@@ -12,6 +12,7 @@ import platform
 import statistics
 from pathlib import Path
 
+from dance.compare.folder import state_of
 from dance.gan import RunConfig, run
 
 SEEDS = (0, 1, 2)
@@ -23,23 +24,22 @@ RESULTS = Path(__file__).parents[1] / "results" / "digits.json"
 def one(name: str, seed: int) -> dict[str, object]:
     algorithm, codec = VARIANTS[name]
     folder = RUNS / f"{name}-{seed}"
-    if not (folder / "summary.json").exists():
-        run(
-            RunConfig(
-                algorithm=algorithm,
-                layout="model-parallel",
-                gossip_codec=codec,
-                image_codec="int8",
-                seed=seed,
-                rounds=3000,
-                d_nodes=4,
-                d_learning_rate=2e-3,
-                simulate=True,
-                evaluate_every=0,
-                checkpoint_every=0,
-                out=str(folder),
-            )
-        )
+    config = RunConfig(
+        algorithm=algorithm,
+        layout="model-parallel",
+        gossip_codec=codec,
+        image_codec="int8",
+        seed=seed,
+        rounds=3000,
+        d_nodes=4,
+        d_learning_rate=2e-3,
+        simulate=True,
+        evaluate_every=0,
+        checkpoint_every=0,
+        out=str(folder),
+    )
+    if state_of(folder, config) != "done":
+        run(config)
     summary = json.loads((folder / "summary.json").read_text())
     kept = ("score", "fid", "class_histogram", "bytes_sent", "raw_bytes", "bytes_sent_by_kind")
     return {"variant": name, "seed": seed, **{key: summary.get(key) for key in kept}}

@@ -13,6 +13,7 @@ from dance.compare import Method, PlannedRun, read_run
 from dance.compare.report import machine
 from dance.files import write_atomic
 from dance.gan.config import RunConfig, validate
+from dance.gossip import default_step_size
 
 RESULTS = Path(__file__).parents[1] / "results"
 RUNS = Path("runs/studies")
@@ -153,8 +154,11 @@ def last_fid(results: Results, group: str, label: str) -> float | None:
 
 
 def _settings(wanted: Wanted, is_quick: bool) -> dict[str, Any]:
-    """What the study names; JSON values, so that they compare equal after a way through a file."""
-    values = {"algorithm": wanted.method.algorithm, **wanted.common, **wanted.method.changes}
+    """What the study names, and defaults that decide; JSON values, which compare equal after a file."""
+    values = {"algorithm": wanted.method.algorithm, "beta1": RunConfig().beta1}
+    if wanted.method.algorithm == "ac-gan":
+        values["sign_step"] = default_step_size("sign")
+    values |= {**wanted.common, **wanted.method.changes}
     values |= {"quick": True} if is_quick else {}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 

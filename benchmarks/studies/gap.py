@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.markdown import table
 from benchmarks.studies.frame import Results, Study, Wanted
+from benchmarks.studies.images import FORMER
 from benchmarks.studies.text import finals
 from dance import checkpoint
 from dance.compare import Method, PlannedRun
@@ -153,5 +154,5 @@ STUDY = Study(
     wanted=_wanted,
     tables=_tables,
     extra=gap_of,
-    cut=f"K = {STEPS} Adam steps on batches of {_BATCH} pooled images; V on the data's test images.",
+    cut=f"K = {STEPS} Adam steps on batches of {_BATCH} pooled images; V on the data's test images. {FORMER}",
 )

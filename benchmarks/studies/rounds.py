@@ -1,7 +1,7 @@
 """How many rounds a coarser or rarer message costs: rounds to a target FID for each gossip codec and period.
 
     python benchmarks/studies/rounds.py          about 15 minutes on an idle core; runs that are done are kept
-    python benchmarks/studies/rounds.py 0.85     one-bit gossip with that step; prints and writes no results
+    python benchmarks/studies/rounds.py 0.5      one-bit gossip with that step; prints and writes no results
 
 Digits, four D-Nodes with three classes each, AC-GAN through the hub. One run alone is a lottery, so the
 curves of three seeds are averaged and smoothed, and the geometric mean of the rounds to three targets counts:
@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, geometric_mean
 
+from dance.compare.folder import state_of
 from dance.gan import AcganConfig, RunConfig, run
 
 SEEDS = (0, 1, 2)
@@ -46,25 +47,24 @@ def fids(recipe: tuple[str, int, str, str], seed: int, step: float | None) -> li
     step = step if gossip == "sign" else None
     name = f"{gossip}-{period}-{image}-{feedback.split(':')[0]}-{seed}"
     folder = RUNS / (name if step is None else f"{name}-step-{step:g}")
-    if not (folder / "summary.json").exists():
-        run(
-            RunConfig(
-                layout="model-parallel",
-                gossip_codec=gossip,
-                image_codec=image,
-                feedback_codec=feedback,
-                acgan=AcganConfig(period=period, step_size=step),
-                partition="classes:3",
-                seed=seed,
-                rounds=ROUNDS,
-                d_learning_rate=2e-3,
-                simulate=True,
-                evaluate_every=EVERY,
-                evaluate_images=1000,
-                checkpoint_every=0,
-                out=str(folder),
-            )
-        )
+    config = RunConfig(
+        layout="model-parallel",
+        gossip_codec=gossip,
+        image_codec=image,
+        feedback_codec=feedback,
+        acgan=AcganConfig(period=period, step_size=step),
+        partition="classes:3",
+        seed=seed,
+        rounds=ROUNDS,
+        d_learning_rate=2e-3,
+        simulate=True,
+        evaluate_every=EVERY,
+        evaluate_images=1000,
+        checkpoint_every=0,
+        out=str(folder),
+    )
+    if state_of(folder, config) != "done":
+        run(config)
     lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
     return [(line["round"], line["fid"]) for line in lines]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.markdown import table
 from benchmarks.studies.frame import Results, Study, Wanted
-from benchmarks.studies.images import OURS, WITH_OUR_CODECS
+from benchmarks.studies.images import FORMER, OURS, WITH_OUR_CODECS
 from benchmarks.studies.text import at_bytes, finals
 from dance.compare import Method
 from dance.compare.plan import growing
@@ -204,7 +204,7 @@ SCALING = Study(
     wanted=_scaling,
     tables=lambda results: _grouped(results, [f"N = {nodes}" for nodes in SCALES]),
     cut="One seed, classes:5, learning rates not swept; fewer rounds for more nodes, and shorter periods, "
-    "with which the threshold of the skew was not measured.",
+    "with which the threshold of the skew was not measured. " + FORMER,
 )
 CODECS = Study(
     name="e",
@@ -220,7 +220,7 @@ BANDWIDTH = Study(
     tables=_bandwidth_tables,
     cut=f"Fashion-MNIST, 8 nodes, {_SECONDS:.0f} s of the virtual clock, 20 ms of compute a round, "
     "the G-Node at 1 Gbit/s; one seed. The table: `dance calibrate gan --data fashion-mnist --d-nodes 8 "
-    f"--compute-ms 20 --hub-mbps 1000 --to {TABLE}`.",
+    f"--compute-ms 20 --hub-mbps 1000 --to {TABLE}`. {FORMER}",
 )
 GAUSSIANS = Study(
     name="g",

@@ -102,7 +102,7 @@ class RunConfig:
     g_decay_rounds: int = 0
     """Rounds in which the generators' learning rate falls linearly to zero; 0: it does not."""
     beta1: float = 0.0
-    """First-moment decay of Adam and block Adam, momentum of sgd."""
+    """First-moment decay of Adam and block Adam, momentum of sgd; 0: no momentum."""
     beta2: float = 0.999
     """Second-moment decay of Adam and block Adam."""
     loss: Loss = "non-saturating"

@@ -6,7 +6,7 @@ back by its own meters, judges by the slowest links and answers with a recipe's 
 together: those codecs that the config leaves to "auto", the gossip's period, and with the codec its step
 size. A link is what its meter believes since the last change that it noticed (dance.bandwidth), its rate
 less 0.84 of its standard deviation: the lower fifth. It costs 96 bytes up for each D-Node and 72 down for
-each node, every 30 rounds. Links of G-Nodes other than the hub are not judged.
+each node, each time. Links of G-Nodes other than the hub are not judged.
 """
 
 from __future__ import annotations

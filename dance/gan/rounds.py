@@ -1,8 +1,9 @@
 """How many rounds recipes need to the same target, as a share of those of uncompressed messages each round.
 
 Measured by `python benchmarks/studies/rounds.py` on digits, four D-Nodes with three classes each, through
-the hub, to coarse targets; the figures are in benchmarks/results/rounds.json. Other data and networks will
-differ, and a tenth is noise: recipes that send more and need hardly fewer rounds are never chosen.
+the hub, to coarse targets, with beta1 at 0.5 and signs' step at 0.5, the defaults then; the figures are in
+benchmarks/results/rounds.json. Other data and networks will differ, and a tenth is noise: recipes that send
+more and need hardly fewer rounds are never chosen.
 """
 
 from __future__ import annotations

@@ -25,10 +25,10 @@ def default_step_size(codec: Like, topology: Topology | None = None) -> float:
     Scaling by the spectral gap, the first idea, is wrong: top-10 % diverges at 0.3 on the complete graph of 8
     (gap 1) and on the star (1/8) and not on a ring of 32 (1/78: pytest tests/test_consensus.py -k spectral).
     What a step may be depends on how much weight a node gives away, not on how fast the graph mixes. At a hub
-    all of it counts as given away, but for sign: below 0.9 the nodes end on a limit cycle, a few per cent of
-    their size apart, above they agree to the last bits (pytest tests/test_gossip.py -k limit_cycle), and
-    discriminators that agree train better generators (docs/results.md). Raises ValueError for a graph that
-    never agrees and for a codec of unknown contraction.
+    all of it counts as given away, but for sign: at 0.5 and 0.7 the nodes end on a limit cycle, over a
+    hundredth of their size apart, from 0.9 on they agree to the last bits (pytest tests/test_gossip.py -k
+    limit_cycle), and discriminators that agree train better generators (docs/results.md). Raises ValueError
+    for a graph that never agrees and for a codec of unknown contraction.
     """
     c = to_codec(codec)
     contraction = c.contraction
