@@ -158,11 +158,10 @@ def test_data_parallel_workers_send_nothing_but_at_exchanges() -> None:
 
 
 def test_gossiping_generators_need_no_hub_and_come_together() -> None:
-    settings = AcganConfig(g_sync="choco", sync_period=2)
-    config = replace(TINY, topology="ring", d_nodes=4, beta1=0.5, acgan=settings)
+    config = replace(TINY, topology="ring", d_nodes=4, acgan=AcganConfig(g_sync="choco", sync_period=2))
 
     def spread(config: RunConfig) -> float:
-        nodes = data_parallel(config, rounds=20)
+        nodes = data_parallel(config, rounds=80)
         assert nodes.wires.d_ids == [0, 1, 2, 3]
         assert nodes.evaluated is nodes.generators[0]
         w = torch.stack([g.net.theta for g in nodes.generators.values()])

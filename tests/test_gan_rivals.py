@@ -50,7 +50,7 @@ def trained(config: RunConfig, rounds: int, links: str | None = None) -> object:
 
 @pytest.mark.parametrize("algorithm", ["fl-gan", "gossip-gan"])
 def test_a_worker_alone_is_standalone_bit_for_bit(algorithm: str) -> None:
-    config = replace(TINY, d_nodes=1, d_optimizer="adam", beta1=0.5)
+    config = replace(TINY, d_nodes=1, d_optimizer="adam")
     alone = trained(replace(config, algorithm="standalone"), 2 * EPOCH)
     nodes = trained(replace(config, algorithm=algorithm), 2 * EPOCH)  # type: ignore[arg-type]
     assert isinstance(alone, Standalone)
