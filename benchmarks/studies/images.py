@@ -258,7 +258,10 @@ CONVOLUTIONAL = Setting(
     rates=(1e-3,),
     parts=False,
 )
-CIFAR_CUT = "Reduced for a CPU: 4 nodes, the MLP, 1,000 rounds, one seed, learning rates not swept. " + FORMER
+CIFAR_CUT = (
+    "Reduced for a CPU: 4 nodes, the MLP, 1,000 rounds, one seed, learning rates not swept, rivals with beta1 "
+    "at 0.5."
+)
 CIFAR = Setting(
     common={"data": "cifar10", "d_nodes": 4},
     groups=("classes:5",),
