@@ -259,8 +259,8 @@ CONVOLUTIONAL = Setting(
     parts=False,
 )
 CIFAR_CUT = (
-    "Reduced for a CPU: 4 nodes, the MLP, 1,000 rounds, one seed, learning rates not swept, rivals with beta1 "
-    "at 0.5."
+    "Reduced for a CPU: 4 nodes, the MLP, 1,000 rounds, one seed, learning rates not swept, rivals with "
+    "beta1 at 0.5."
 )
 CIFAR = Setting(
     common={"data": "cifar10", "d_nodes": 4},
