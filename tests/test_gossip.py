@@ -203,8 +203,9 @@ def test_signs_agree_through_a_hub_at_their_step_and_end_on_a_limit_cycle_at_sma
 def test_the_mean_through_a_hub_does_not_drift_with_the_rounds(text: str, step_size: float | str) -> None:
     """The relay sends what it has exactly, so all that could move the mean is rounding.
 
-    With signs at their own step all nodes come to hold the same bits. They then round alike, and the mean
-    wanders as one theta does, by half a last bit (2^-24) a round at most: sqrt(1000) of them in 1,000 rounds.
+    With signs at their own step all nodes come to hold the same bits and then round alike, so that the mean
+    goes as one theta does. For certain that is at most half a last bit (2^-24) a round; seen, 1.2e-6 in 1,000
+    rounds and in proportion to them, below what as many independent roundings of that size come to.
     """
     thetas = vectors(6)
     x = torch.stack(thetas).double()
